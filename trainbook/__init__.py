@@ -1,2 +1,30 @@
-"""x"""
+"""A training workbook for PyTorch: read it as a book, run it as notebooks, import it as a library.
+
+The page number is the layer; a module imports only from pages before its own.
+
+    0x words      source  schema  spelling  layers  config     what a person wrote, and where
+                  registry                                     names to builders
+                  lock  ledger  run                            the run folder
+    1x machine, 2x ingredients, 3x the run                     to come: device, data, optim, checkpoint, trainer
+    4x doors      cli                                          the command line
+
+Start with `Config.from_yaml` and `Run`; the pages are in nbs/, in reading order.
+"""
+import sys
+
 __version__ = "0.1.0"
+
+if sys.platform == "win32": raise ImportError("trainbook needs Linux or macOS (file locks, signals); on Windows use it inside WSL")
+
+# name → module; resolved on first use, so that `import trainbook` stays fast and free of torch
+_PUBLIC = {"Config": "config", "ConfigError": "source", "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry"}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC: raise AttributeError(f"module 'trainbook' has no attribute {name!r}")
+    from importlib import import_module
+    return globals().setdefault(name, getattr(import_module(f"trainbook.{_PUBLIC[name]}"), name))
+
+
+def __dir__() -> list[str]: return sorted([*globals(), *_PUBLIC])

@@ -62,11 +62,12 @@ def _put(layer: Layer, path: tuple, node: Written, errors: list[str], scope: str
     if known.convert:
         try: value = known.convert(value)
         except PydanticCustomError as error: errors.append(f"{node.place}  {shown}  {error.message()}"); return
-    spelled = path[-1] if path[-1] != known.path[-1] else ""
+    spelled = "" if path == known.path or (path[-1],) == known.path[1:] and len(path) == 1 else path[-1] if path[0] == known.path[0] else ".".join(map(str, path))
     setting = Setting(value, Place(node.place.where, node.place.line, node.place.col, node.place.spelled or spelled))
     if earlier := _said(layer, known.path):
-        if {earlier.place.spelled, spelled} == _AMP_PAIR and (agreed := _agreed(earlier, setting)): layer[known.path] = agreed
-        else: errors.append(f"{node.place}  {shown}  says the same as {_name(earlier, known.path)}; keep one")
+        pair = {earlier.place.spelled.lstrip("-"), spelled} == _AMP_PAIR
+        if pair and (agreed := _agreed(earlier, setting)): layer[known.path] = agreed
+        else: errors.append(f"{node.place}  {shown}  {'contradicts' if pair else 'says the same as'} {_name(earlier, known.path)}; keep one")
         return
     _spread(layer, known.path, setting, node if isinstance(node.value, dict) and not known.convert else None)
 
@@ -85,7 +86,7 @@ def _said(layer: Layer, path: tuple) -> Setting | None:
 
 def _agreed(one: Setting, two: Setting) -> Setting | None:
     "use_amp: true beside opt_level: O1 is one wish said twice; the level is the exact one."
-    switch, level = (one, two) if one.place.spelled == "use_amp" else (two, one)
+    switch, level = (one, two) if one.place.spelled.endswith("use_amp") else (two, one)
     return level if (switch.value == "fp32") == (level.value == "fp32") else None
 
 
@@ -134,8 +135,9 @@ def _add_stage(stages: dict[str, Layer], i: int, stage: Written, errors: list[st
 def _check_values(layer: Layer, errors: list[str], scope: str) -> None:
     for path, message in mistakes(nested({key: setting.value for key, setting in layer.items()})):
         setting = next((layer[path[:n]] for n in range(len(path), 0, -1) if path[:n] in layer), None) or _said(layer, path[:2])
-        name = setting.place.spelled if setting.place.spelled and "." not in setting.place.spelled and not setting.place.spelled.startswith("-") else path[-1]
-        errors.append(f"{setting.place}  {scope}{'.'.join(map(str, (*path[:-1], name)))}  {message}")
+        spelled = setting.place.spelled if not setting.place.spelled.startswith("-") else ""
+        shown = spelled if "." in spelled else ".".join(map(str, (*path[:1], spelled, *path[2:]) if spelled else path))
+        errors.append(f"{setting.place}  {scope}{shown}  {message}")
 
 
 def nested(flat: dict[tuple, Any]) -> dict:

@@ -127,8 +127,8 @@ _LARGEST = 1_000_000  # bytes
 def read_text(path: str | Path, place: Place | None = None) -> str:
     "The text of a config file, or a ConfigError of one line."
     path = Path(path)
-    at = place or Place(str(path))  # who asked for the file: the file itself, or the line that extends it
-    named = "" if place is None else f"{path}: "
+    at = place or Place(str(path))  # the file itself, or the line that extends it
+    named = "" if place is None else f"extends  {path}: "
     try:
         about = path.stat()
         if stat.S_ISDIR(about.st_mode): raise ConfigError(f"{at}  {named}is a folder, expected a file; name a .yaml file in it")

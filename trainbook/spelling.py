@@ -154,8 +154,9 @@ def json_schema() -> dict:
     parts, (placed, bare) = schema["$defs"], _spellings()
     def also(known: Known) -> dict:
         canonical = ".".join(known.path)
-        field = {} if known.convert or len(known.path) < 2 else parts[known.path[0].title()]["properties"].get(known.path[1], {})
-        return {key: value for key, value in field.items() if key not in ("default", "title")} | {"description": f"another spelling of {canonical}"}
+        section = known.path[0].title()
+        known_type = len(known.path) == 2 and not known.convert and known.path[1] in parts[section]["properties"]
+        return {"description": f"another spelling of {canonical}"} | ({"$ref": f"#/$defs/{section}/properties/{known.path[1]}"} if known_type else {})
     for (section, word), known in placed.items(): parts[section.title()]["properties"][word] = also(known)
     for scope in (parts["Stage"], schema):
         for word, known in bare.items(): scope["properties"].setdefault(word, also(known))

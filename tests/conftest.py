@@ -1,0 +1,34 @@
+"""What all tests share: the tools folder on the path, a folder of their own, and the line that runs a failed test alone."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser): parser.addoption("--soak", action="store_true", help="run the long repetitions too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--soak"):
+        soak = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "The test runs in an empty folder."
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pytest_terminal_summary(terminalreporter):
+    failed = [report.nodeid for report in terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", [])]
+    if failed:
+        terminalreporter.write_line("\nto run what failed alone:")
+        for nodeid in dict.fromkeys(failed): terminalreporter.write_line(f"  make test ONLY='{nodeid}'")

@@ -1,0 +1,4 @@
+"""`python -m trainbook` is the command line."""
+from trainbook.cli import main
+
+raise SystemExit(main())
