@@ -44,14 +44,19 @@ def flatten(tree: Written, errors: list[str], scope: str = "") -> Layer:
     "A mapping of sections and keys as a layer; `scope` is what stands before the keys in messages."
     layer: Layer = {}
     for key, node in tree.value.items():
-        section = Root.model_fields.get(key) if isinstance(key, str) else None
-        section = section.annotation if section and isinstance(section.annotation, type) and issubclass(section.annotation, Section) else None
-        if section is None: _put(layer, (key,), node, errors, scope)
+        section = _type(key)
+        if not issubclass(section, Section): _put(layer, (key,), node, errors, scope)
         elif isinstance(node.value, dict):
             for name, value in node.value.items(): _put(layer, (key, name), value, errors, scope)
         elif isinstance(node.value, str) and "name" in section.model_fields: _put(layer, (key, "name"), node, errors, scope)  # model: unet
         elif node.value is not None: errors.append(f"{node.place}  {scope}{key}  expected a mapping of settings, found {spell_short(node.plain())}")
     return layer
+
+
+def _type(key: object) -> type:
+    "The section of this name; `object` if there is none."
+    field = Root.model_fields.get(key) if isinstance(key, str) else None
+    return field.annotation if field and isinstance(field.annotation, type) else object
 
 
 def _put(layer: Layer, path: tuple, node: Written, errors: list[str], scope: str) -> None:
@@ -150,12 +155,13 @@ def nested(flat: dict[tuple, Any]) -> dict:
     return tree
 
 # %% ../nbs/03_layers.ipynb #a0a6d0c8
-def read_files(path: str | Path, errors: list[str], asked_by: Place | None = None, above: tuple[Path, ...] = ()) -> list[Said]:
+def read_files(path: str | Path, errors: list[str], asked_by: Place | None = None, above: tuple[str, ...] = ()) -> list[Said]:
     "What a config file and its parents say, weakest first."
     path = Path(os.path.normpath(path))
-    circle = (*above, path.resolve())
-    if path.resolve() in above:
-        errors.append(f"{asked_by}  extends  goes in a circle: {' → '.join(p.name for p in circle[above.index(path.resolve()):])}"); return []
+    real = os.path.realpath(path)
+    circle = (*above, real)
+    if real in above:
+        errors.append(f"{asked_by}  extends  goes in a circle: {' → '.join(map(os.path.basename, circle[above.index(real):]))}"); return []
     try: tree = _python_config(path, asked_by) if path.suffix == ".py" else parse_yaml(read_text(path, asked_by), str(path))
     except ConfigError as error: errors += error.lines; return []
     parents, found = tree.value.get("extends") if isinstance(tree.value, dict) else None, []
@@ -196,6 +202,8 @@ def said_by_words(words: list[tuple[str, Written]], files: list[Said], errors: l
             if path[1] not in names: errors.append(f"{node.place}  {key}  there is no stage {path[1]}{near(path[1], names)}"); continue
             said.stages = said.stages or {}
             path, scope, layer = path[2:], f"stages.{path[1]}.", said.stages.setdefault(path[1], {})
+        if len(path) == 1 and path[0] in Root.model_fields and path[0] not in ("model", "data", "run") and issubclass(_type(path[0]), Section):
+            errors.append(f"{node.place}  {key}  is a section; name a key in it, for instance {path[0]}.{next(iter(_type(path[0]).model_fields), 'key')}=…"); continue
         if find_key(path) is None and len(open_keys.get(path[0], ())) == 1: path = next(iter(open_keys[path[0]]))
         if len(path) == 1 and path[0] in ("model", "data", "run") and isinstance(node.value, str): path = (path[0], "name")
         _put(layer, path, node, errors, scope)
@@ -208,5 +216,5 @@ def _open_keys(files: list[Said]) -> dict[str, set]:
     paths = {path for said in files for layer in (said.top, *(said.stages or {}).values()) for path in layer}
     found: dict[str, set] = {}
     for path in paths:
-        if issubclass(Root.model_fields[path[0]].annotation if len(path) > 1 else int, OpenSection): found.setdefault(path[1], set()).add(path[:2])
+        if len(path) > 1 and issubclass(_type(path[0]), OpenSection): found.setdefault(path[1], set()).add(path[:2])
     return found

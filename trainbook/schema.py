@@ -336,10 +336,18 @@ def mistakes(values: dict) -> list[tuple[tuple, str]]:
     said: dict[tuple, list[str]] = {}
     for one in found:
         path = tuple(part for part in one["loc"] if not (isinstance(part, str) and ("[" in part or part in ("float", "int", "str", "bool", "function-before"))))
-        sentence = one["msg"] if one["type"] == "expected" else \
-            f"expected {_SENTENCES.get(one['type'], one['msg']).format(**one.get('ctx', {}))}, found {spell_short(one['input'])}"
+        bounds = {key: f"{bound:g}" if isinstance(bound, (int, float)) else bound for key, bound in one.get("ctx", {}).items()}
+        sentence = one["msg"] if one["type"] == "expected" else f"expected {_SENTENCES.get(one['type'], one['msg']).format(**bounds)}, found {spell_short(_at(values, path, one['input']))}"
         said.setdefault(path, []).append(sentence)
     return [(path, _either(sentences)) for path, sentences in said.items()]
+
+
+def _at(values: Any, path: tuple, otherwise: Any) -> Any:
+    "The value as it was written; Pydantic's copy is a float already."
+    for part in path:
+        try: values = values[part]
+        except (KeyError, IndexError, TypeError): return otherwise
+    return values
 
 
 def _either(sentences: list[str]) -> str:

@@ -137,7 +137,7 @@ def read_text(path: str | Path, place: Place | None = None) -> str:
             raise ConfigError(f"{at}  {named}has {about.st_size:,} bytes; a config has at most {_LARGEST:,}")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".py")) if path.parent.is_dir() else []
+        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".py") and p != path) if path.parent.is_dir() else []
         hint = near(path.name, beside) or (f"; {path.parent} has {', '.join(beside[:8])}" if beside else "")
         raise ConfigError(f"{at}  {named}no such file{hint}") from None
     except UnicodeDecodeError as error:
@@ -224,8 +224,11 @@ def _dotted(path: Iterable) -> str:
     return text + "  " if text else ""
 
 # %% ../nbs/00_source.ipynb #d55fd4f0
-_HINTS = {"mapping values are not allowed here": "; is the line indented too far, or is there a ':' inside unquoted text?",
-          "could not find expected ':'": "; a key needs a ':' and a space behind it"}
+_HINTS = {"mapping values are not allowed": "; is the line indented too far, or is there a ':' inside unquoted text?",
+          "could not find expected ':'": "; a key needs a ':' and a space behind it",
+          "expected <block end>": "; is this line indented like its neighbours?",
+          "found unexpected end of stream": "; a quote is not closed",
+          "expected ',' or": "; a bracket is not closed, or a comma is missing"}
 
 
 def parse_yaml(text: str, where: str) -> Written:
@@ -238,7 +241,8 @@ def parse_yaml(text: str, where: str) -> Written:
         place = Place(where, mark.line + 1, mark.column + 1)
         line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
         if "\t" in line[:mark.column + 1]: raise ConfigError(f"{place}  not YAML: a tab stands here; indent with spaces") from None
-        raise ConfigError(f"{place}  not YAML: {error.problem}{_HINTS.get(error.problem, '')}") from None
+        hint = next((hint for problem, hint in _HINTS.items() if error.problem.startswith(problem)), "")
+        raise ConfigError(f"{place}  not YAML: {error.problem}{hint}") from None
     except yaml.YAMLError as error:  # a character that YAML forbids has a position and no mark
         seen = text[:getattr(error, "position", 0)]
         place = Place(where, seen.count("\n") + 1, len(seen) - seen.rfind("\n"))
@@ -287,11 +291,6 @@ def read_words(words: Iterable[str], where: str = "command line") -> list[tuple[
         name = key.lstrip("-").replace("-", "_")
         if not equals and words and not _FLAG.match(words[0]): value, equals = words.pop(0), "="
         if not equals: name, value = (name[3:], "false") if name.startswith("no_") else (name, "true")
-        found.append((name, _word(value, Place(where, spelled=key))))
+        place = Place(where, spelled=key)
+        found.append((name, written(parse_yaml(value, f"{where}  {key}").plain(), place) if value[:1] in ("[", "{", '"', "'") else Written(scalar(value), place)))
     return found
-
-
-def _word(text: str, place: Place) -> Written:
-    "One value: a list, mapping or quoted text as YAML, all else a plain scalar."
-    if text[:1] in "[{\"'" and text: return written(parse_yaml(text, f"{place.where}: {text[:40]}").plain(), place)
-    return Written(scalar(text), place)

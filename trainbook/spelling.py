@@ -135,16 +135,20 @@ def find_key(path: tuple) -> Known | None:
 
 
 def suggestion(path: tuple) -> str:
-    "The end of the message for a key that does not exist."
+    "The end of the message for a key that does not exist: canonical names are proposed first, then other spellings, then other sections."
     placed, bare = _spellings()
     *section, name = (str(part) for part in path[:2])
+    if not section and "." in name and find_key(tuple(name.split("."))): return f"; write {name.partition('.')[2]} below {name.partition('.')[0]}:"
     if section and section[0] in _sections():
-        own = [*_sections()[section[0]].model_fields, *(w for s, w in placed if s == section[0])]
-        if hint := near(name, own): return hint
-        if (name in bare): return f", did you mean {'.'.join(bare[name].path)}?"
+        own, words = _sections()[section[0]].model_fields, [word for place, word in placed if place == section[0]]
+        if hint := near(name, own) or near(name, words): return hint
+        if name in bare: return f", did you mean {'.'.join(bare[name].path)}?"
         if len(own) <= 12: return f"; {section[0]} has {', '.join(own)}"
-    names = {word: ".".join(known.path) if len(known.path) > 1 else word for word, known in bare.items()} | {name: name for name in (*_sections(), "stages", "extends")}
-    if found := get_close_matches(name, names, n=1, cutoff=0.75): return f", did you mean {names[found[0]] if section else found[0]}?"
+    top = [*_sections(), "stages", "extends", *Parts.model_fields]
+    paths = {word: ".".join(known.path) for word, known in bare.items()}
+    canonical = [word for word, dotted in paths.items() if dotted.endswith("." + word)]
+    if found := get_close_matches(name, [*top, *canonical], 1, 0.75) or get_close_matches(name, paths, 1, 0.75):
+        return f", did you mean {paths[found[0]] if section and found[0] in paths else found[0]}?"
     return "; `trainbook config schema` lists all keys" if section else f"; a config has {', '.join([*_sections(), 'stages', 'extends'])}"
 
 # %% ../nbs/02_spelling.ipynb #e92b07a6
