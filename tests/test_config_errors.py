@@ -1,5 +1,6 @@
 """What a mistake in a config is answered with: file → exact lines. All lines at once, each with its place, no traceback."""
 import os
+import sys
 import time
 
 import pytest
@@ -270,7 +271,7 @@ def test_file_without_permission(here):
     here.chmod(0o755)
     read, write = os.pipe()
     if (child := os.fork()) == 0:  # a process of its own: root may read everything, so it becomes nobody first
-        os.dup2(write, 2)
+        sys.stderr = open(write, "w", buffering=1)
         if os.geteuid() == 0: os.setuid(65534)
         os._exit(main(["config", "check", "a.yaml"]))
     os.close(write)
