@@ -64,6 +64,7 @@ def _put(layer: Layer, path: tuple, node: Written, errors: list[str], scope: str
     shown, known = scope + ".".join(map(str, path)), find_key(path)
     if known is None: errors.append(f"{node.place}  {shown}  unknown key{suggestion(path)}"); return
     value = node.plain()
+    if odd := _odd(value): errors.append(f"{node.place}  {shown}  expected plain data (numbers, text, lists, mappings), found {odd}"); return
     if known.convert:
         try: value = known.convert(value)
         except PydanticCustomError as error: errors.append(f"{node.place}  {shown}  {error.message()}"); return
@@ -75,6 +76,13 @@ def _put(layer: Layer, path: tuple, node: Written, errors: list[str], scope: str
         else: errors.append(f"{node.place}  {shown}  {'contradicts' if pair else 'says the same as'} {_name(earlier, known.path)}; keep one")
         return
     _spread(layer, known.path, setting, node if isinstance(node.value, dict) and not known.convert else None)
+
+
+def _odd(value: Any) -> str:
+    "The type of something in this value that YAML cannot say; empty if there is none."
+    if isinstance(value, dict): return next((odd for pair in value.items() for inner in pair if (odd := _odd(inner))), "")
+    if isinstance(value, list): return next((odd for inner in value if (odd := _odd(inner))), "")
+    return "" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
 def _spread(layer: Layer, path: tuple, setting: Setting, node: Written | None) -> None:
