@@ -184,9 +184,10 @@ def _rm(words: Words) -> int:
     from shutil import rmtree
     from trainbook.lock import holder
     from trainbook.run import cut_short
+    asked = len(words.words)
     for name in list(words.words):  # a folder whose creation was cut short has nothing to lose
         if Path(name) in cut_short(Path(name).parent) and not holder(name): rmtree(name); words.words.remove(name); print(f"removed {name}, which was no run yet")
-    return _farewell(words, "Delete", lambda run: (run.remove(), f"deleted {run.folder}")[1]) if words.words else 0
+    return _farewell(words, "Delete", lambda run: (run.remove(), f"deleted {run.folder}")[1]) if words.words or not asked else 0
 
 
 @verb("archive", "RUN … [--yes]", "pack runs into archive/NAME.tar.gz and remove their folders")

@@ -65,12 +65,18 @@ def read_rows(folder: str | Path, offset: int = 0, to: int = -1) -> tuple[list[d
     return [row for line in data.splitlines() if (row := _row(line))], offset + len(data)
 
 
-def last_row(folder: str | Path, of: tuple[str, ...] = EVENTS, within: int = 1 << 16) -> dict:
-    "The newest row of these events near the end of the log; {} if there is none."
-    try: size = (Path(folder)/"events.jsonl").stat().st_size
+def last_row(folder: str | Path, of: tuple[str, ...] = EVENTS) -> dict:
+    "The newest row of these events near the end of the log; {} if there is none. Reads 4 kB of it, or 64."
+    try: log = open(Path(folder)/"events.jsonl", "rb")
     except OSError: return {}
-    rows, _ = read_rows(folder, max(0, size - within))
-    return next((row for row in reversed(rows) if row["event"] in of), {})
+    with log:
+        size = log.seek(0, os.SEEK_END)
+        for within in (1 << 12, 1 << 16):
+            log.seek(max(0, size - within))
+            whole, _, _ = log.read(within).rpartition(b"\n")
+            for line in reversed(whole.splitlines()):
+                if (row := _row(line)) and row["event"] in of: return row
+    return {}
 
 # %% ../nbs/07_ledger.ipynb #865e71fc
 class Story:

@@ -1,0 +1,265 @@
+"""Run folders: made once, listed fast, never overwritten, removed only when nothing hangs on them."""
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from pages import ROOT
+
+from trainbook import Config, Run, RunError, find_run, runs
+from trainbook.ledger import _row_text
+from trainbook.lock import RunBusy
+from trainbook.run import check_name, cut_short
+
+
+def made(**run) -> Run: return Run.create(Config.from_dict({"run": {"name": "demo", **run}}), command=["x"])
+
+
+# --- made -----------------------------------------------------------------------------------------------------------------------------
+
+def test_many_that_start_in_the_same_second_get_folders_of_their_own(here):
+    code = "import time\nfrom pathlib import Path\nfrom trainbook import Config, Run\nwhile not Path('go').exists(): time.sleep(0.001)\nprint(*[Run.create(Config.from_dict({'run': {'name': 'demo'}})).folder for _ in range(20)], sep='\\n')"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    time.sleep(1); Path("go").touch()
+    folders = [line for process in processes for line in process.communicate()[0].splitlines()]
+    assert len(folders) == len(set(folders)) == len(runs()) == 80
+
+
+def test_two_that_start_at_once_with_one_save_dir(here):
+    """One makes the run; the other makes a sibling or is told that it is busy; nothing is shared."""
+    Path("out").mkdir()
+    code = "import time\nfrom pathlib import Path\nfrom trainbook import Config, Run\nwhile not Path('go').exists(): time.sleep(0.0005)\nprint(Run.create(Config.from_dict({'save_dir': 'out/here'})).folder)"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    time.sleep(1); Path("go").touch()
+    told = [process.communicate() for process in processes]
+    folders = [out.strip() for out, _ in told if out]
+    assert len(set(folders)) == len(folders) >= 1 and "out/here" in folders
+    assert all(out or "RunBusy" in err for out, err in told) and len(runs("out")) == len(folders)
+
+
+def test_what_is_recorded(here):
+    run = made()
+    assert run.info["format"] == 1 and run.info["seed"] == 42 and run.info["command"] == ["x"] and run.info["parent"] is None
+    assert {"python", "trainbook", "torch"} <= set(run.info["versions"]) and run.info["cwd"] == str(here)
+    assert run.config == Config.from_dict({"run": {"name": "demo"}}) and run.info["git"] is None
+    assert set(os.listdir(run.folder)) == {"run.json", "config.yaml", "inbox"}
+
+
+def test_the_commit_and_its_changes_are_recorded(here):
+    git = lambda *words: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+    git("init", "."); Path("a").write_text("1"); git("add", "a"); git("commit", "-m", "one")
+    assert len(made().info["git"]["commit"]) == 40 and made().info["git"]["changed"] is False
+    Path("a").write_text("2")
+    assert made().info["git"]["changed"] is True
+
+
+def test_every_file_has_a_format(here):
+    run = made()
+    with run.write() as ledger:
+        ledger.start("m"); run.tell("save")
+        mail = next((run.folder/"inbox").iterdir())
+        assert json.loads(mail.read_text())["format"] == 1
+    assert run.story().rows[0]["format"] == 1 and json.loads((run.folder/"owner.json").read_text())["format"] == 1
+    assert (run.folder/"config.yaml").read_text().startswith("# trainbook config, format 1")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", ".hidden", "-rf", "a b", "ü", "x" * 101, "", "a\n", "a\0b", "CON\\"])
+def test_names_that_would_be_paths_are_refused(name, here):
+    with pytest.raises(RunError): check_name(name)
+    with pytest.raises(RunError): Run.create(Config.from_dict({"run": {"name": name}})) if name else check_name(name)
+    assert not Path("runs").exists() or not os.listdir("runs")
+
+
+@pytest.mark.parametrize("stem", ["my exp (2)", "-x-", "été", "a" * 200, "..."])
+def test_the_name_of_a_config_file_is_tidied(stem, here):
+    Path(f"{stem}.yaml").write_text("{}")
+    assert check_name(Run.create(Config.from_yaml(f"{stem}.yaml")).name)
+
+
+# --- read -----------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, says", [("", "cannot be read"), ("{", "cannot be read"), ("[]", "has format None"), ('{"format": 2}', "newer trainbook wrote it"), ('{"format": "1"}', "not ours, or damaged")])
+def test_a_damaged_or_newer_run_is_told(text, says, here):
+    run = made()
+    (run.folder/"run.json").write_text(text)
+    with pytest.raises(RunError, match=says): Run(run.folder)
+    assert runs() == []  # and does not spoil the list
+
+
+def test_a_folder_that_is_no_run(here):
+    Path("x").mkdir()
+    with pytest.raises(RunError, match="x is no run .it has no run.json.$"): find_run("x")
+    with pytest.raises(RunError, match="there is no run y; runs has none"): find_run("y")
+
+
+def test_status_of_each_life(here):
+    run = made()
+    assert run.status == "new"
+    for status in ("finished", "stopped", "paused", "failed"):
+        with run.write() as ledger:
+            ledger.start("m"); assert run.status == "running"
+            ledger.end(status); assert run.status == status
+        assert run.status == status
+    with run.write() as ledger: ledger.resume("m", 0)
+    assert run.status == "interrupted"
+
+
+def test_a_copied_run_is_alive_only_where_it_runs(here):
+    import shutil
+    run = made()
+    with run.write() as ledger:
+        ledger.start("m")
+        shutil.copytree(run.folder, "elsewhere", ignore=shutil.ignore_patterns(".lock"))
+        assert Run("elsewhere").status == "interrupted" and run.status == "running"
+
+
+def test_500_runs_are_listed_in_under_a_second(here):
+    first = made()
+    info = json.loads((first.folder/"run.json").read_text())
+    rows = b"".join(_row_text({"event": "step", "stage": "m", "step": step, "time": 0.0, "loss": 0.5}) for step in range(1000))
+    for i in range(499):
+        folder = Path(f"runs/many-{i:03}"); (folder/"inbox").mkdir(parents=True)
+        (folder/"run.json").write_text(json.dumps(info | {"id": str(i), "name": folder.name}))
+        (folder/"config.yaml").write_bytes((first.folder/"config.yaml").read_bytes())
+        (folder/"events.jsonl").write_bytes(rows); (folder/".lock").touch()
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "trainbook", "runs"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - began < 1.0 and len(done.stdout.splitlines()) == 501 and done.stdout.count("interrupted  m 999") == 499
+
+
+# --- lineage, and the end -------------------------------------------------------------------------------------------------------------
+
+def test_lineage_survives_renaming_and_a_missing_link(here):
+    a = made(); b = Run.create(a.config, parent=(a, "m", 10)); c = Run.create(a.config, parent=(b, "m", 20))
+    assert c.ancestors() == [b, a] and a.children() == [b] and c.parent["step"] == 20
+    os.rename(b.folder, "runs/renamed")
+    assert [run.name for run in c.ancestors()] == ["renamed", a.name]
+    find_run("runs/renamed"); c.remove(); find_run("renamed").remove()
+    assert a.children() == []
+
+
+def test_a_run_that_others_branched_from_stays(here):
+    a = made(); b = Run.create(a.config, parent=(a, "m", 10))
+    for act in (a.remove, a.archive):
+        with pytest.raises(RunError, match=f"{b.name} branched from {a.name}; remove it first"): act()
+    assert a.folder.exists()
+
+
+def test_a_running_run_stays(here):
+    run = made()
+    with run.write() as ledger:
+        ledger.start("m")
+        for act in (run.remove, run.archive):
+            with pytest.raises(RunError, match="is running"): act()
+
+
+def test_links_are_not_followed(here):
+    run, target = made(), made()
+    os.symlink(target.folder.absolute(), "runs/link")
+    with pytest.raises(RunError, match="is a link"): Run("runs/link").remove()
+    os.symlink(target.folder.absolute(), run.folder/"out")
+    assert "out" not in {part for part, size in run.sizes().items() if size > 10_000}
+    run.remove()
+    assert target.folder.exists() and (target.folder/"run.json").exists()
+
+
+def test_archive_holds_everything(here):
+    run = made()
+    (run.folder/"m"/"step-00000001").mkdir(parents=True); (run.folder/"m"/"step-00000001"/"model.safetensors").write_bytes(os.urandom(10_000))
+    want = {str(path.relative_to(run.folder.parent)): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    pack = run.archive()
+    with tarfile.open(pack) as tar: assert {member.name: tar.extractfile(member).read() for member in tar if member.isfile()} == want
+    with tarfile.open(pack) as tar: tar.extractall("back", filter="data")
+    assert Run(Path("back")/run.name) == run and not run.folder.exists()
+
+
+def test_an_archive_that_cannot_be_written_leaves_the_run(here):
+    run = made()
+    code = f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\nfrom trainbook import Run; Run({str(run.folder)!r}).archive()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "File too large" in done.stderr and run.folder.exists() and os.listdir("runs/archive") == []
+
+
+# --- on the command line --------------------------------------------------------------------------------------------------------------
+
+def trainbook(*words, answer: str | None = None) -> subprocess.CompletedProcess:
+    "The real command; with an answer, at a real terminal."
+    if answer is None: return subprocess.run([sys.executable, "-m", "trainbook", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    import pty
+    main, end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "trainbook", *words], stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.write(main, answer.encode() + b"\n")
+    out, err = process.communicate(timeout=30)
+    os.close(main); os.close(end)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def test_rm_says_what_would_go_and_asks(here):
+    run = made()
+    done = trainbook("rm", run.name)
+    assert done.returncode == 2 and "add --yes" in done.stderr and run.folder.exists()
+    done = trainbook("rm", run.name, answer="n")
+    assert done.returncode == 1 and f"{run.folder}  new  " in done.stdout and "nothing was changed" in done.stdout and run.folder.exists()
+    done = trainbook("rm", run.name, answer="y")
+    assert done.returncode == 0 and f"deleted {run.folder}" in done.stdout and not run.folder.exists()
+
+
+def test_rm_of_several_does_all_or_asks_about_none(here):
+    a = made(); b = Run.create(a.config, parent=(a, "m", 1))
+    assert trainbook("rm", b.name, a.name, "--yes").returncode == 2 and b.folder.exists()  # a has a branch
+    assert trainbook("rm", b.name, "--yes").returncode == 0 and trainbook("archive", a.name, "--yes").returncode == 0 and runs() == []
+
+
+def test_a_creation_that_was_cut_short_is_told_and_removable(here):
+    (here/"runs"/"half"/"inbox").mkdir(parents=True); (here/"runs"/"half"/"config.yaml").write_text("{}")
+    assert "runs/half is no run: its creation was cut short" in trainbook("runs").stdout
+    assert trainbook("rm", "runs/half").returncode == 0 and cut_short() == []
+
+
+@pytest.mark.parametrize("words, code, says", [
+    ("runs nowhere", 0, "nowhere has no runs"), ("show nothing", 2, "there is no run nothing"), ("shwo x", 2, "did you mean show?"), ("config", 2, "expected one of show, check, schema"),
+    ("config show", 2, "expected a config file"), ("runs --all", 2, "does not understand --all"), ("rm", 2, "expected a run"), ("--version", 0, "trainbook 0."), ("", 0, "VERB"), ("runs --help", 0, "trainbook runs [FOLDER]"),
+    ("config show a.yaml --stage", 2, "--stage needs a value"), ("config show a.yaml --stage nope", 2, "has no stage nope"), ("config show missing.yaml", 2, "missing.yaml  no such file"), ("rm ../.. --yes", 2, "../.. is no run")])
+def test_words(words, code, says, here):
+    Path("a.yaml").write_text("{}")
+    done = trainbook(*words.split())
+    assert done.returncode == code and says in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert not done.stderr if code == 0 else len(done.stderr.strip().splitlines()) == 1
+
+
+def test_config_show_with_flags_of_a_guide(here):
+    Path("a.yaml").write_text("model: {hidden_dim: 512}\n")
+    done = trainbook("config", "show", "a.yaml", "-hidden_dim", "256", "-use_amp", "True", "-opt_level", "O1", "--origin")
+    assert "hidden_dim: 256" in done.stdout and "# command line (as -hidden_dim)" in done.stdout and "precision: auto" in done.stdout
+
+
+def test_config_check_looks_builders_up(here):
+    Path("nets.py").write_text("class Net:\n    def __init__(self, width, depth=2): ...\n")
+    Path("a.yaml").write_text("model:\n  name: nets:Net\n  wdith: 3\n")
+    done = trainbook("config", "check", "a.yaml")
+    assert done.returncode == 2 and done.stderr == "a.yaml:3:3  model.wdith  unknown argument of nets:Net, did you mean width?\na.yaml:2:3  model.width  is missing; nets:Net needs it\n"
+
+
+def test_output_that_nobody_reads_is_no_error(here):
+    Path("a.yaml").write_text("{}")
+    done = subprocess.run(f"{sys.executable} -m trainbook config schema | head -n 1; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_the_two_front_doors_are_the_same(here):
+    script = Path(sys.executable).parent/"trainbook"
+    assert subprocess.run([script, "--help"], capture_output=True, text=True).stdout == trainbook("--help").stdout != ""
+
+
+def test_first_run_makes_a_run_and_names_three_commands(here):
+    done = subprocess.run([sys.executable, ROOT/"tools/first_run.py", ROOT/"configs/demo.yaml"], capture_output=True, text=True, check=True)
+    assert len(runs()) == 1 and len([line for line in done.stdout.partition("Next:")[2].splitlines() if "trainbook" in line]) == 3
+
+
+def test_busy_is_exit_code_one(here):
+    from trainbook.cli import _exit_code
+    assert _exit_code(RunBusy("x")) == 1 and _exit_code(KeyError("ours")) is None
