@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainbook import Config, Run, runs
-from trainbook.ledger import Ledger, Story, last_row, read_rows, tell
+from trainbook.ledger import Ledger, Story, _row, last_row, read_rows, tell
 from trainbook.lock import LostOwnership, RunBusy, holder, write_whole
 from trainbook.run import cut_short
 
@@ -241,10 +241,10 @@ def test_the_story_starts_anew_when_the_log_was_replaced(run):
     story.poll(); assert story.rows == []
 
 
-def test_the_end_of_a_large_log_is_read_in_no_time(run):
-    (run.folder/"events.jsonl").write_text('{"event": "step", "stage": "m", "step": 7, "loss": 0.5}\n' * 1_000_000)
-    began = time.perf_counter()
-    assert last_row(run.folder)["step"] == 7 and run.status == "interrupted" and time.perf_counter() - began < 0.1
+def test_the_status_of_a_large_log_reads_its_end_only(run, monkeypatch):
+    with open(run.folder/"events.jsonl", "wb") as log: log.write(b'{"event": "warning", "text": "%s"}\n' % (b"x" * 30_000)); log.write(b'{"event": "step", "stage": "m", "step": 7}\n' * 100_000)
+    monkeypatch.setattr("trainbook.ledger._row", lambda line, real=_row, seen=[]: seen.append(line) or (real(line) if len(seen) < 10 else pytest.fail("it reads on")))
+    assert last_row(run.folder)["step"] == 7 and run.status == "interrupted"
 
 
 # --- the inbox ------------------------------------------------------------------------------------------------------------------------
@@ -282,15 +282,6 @@ def test_no_command_is_overlooked(run):
         while thread.is_alive(): taken += ledger.commands()
         thread.join(); taken += ledger.commands()
     assert sorted(sent) == sorted(command["id"] for command in taken)
-
-
-def test_looking_into_an_empty_inbox_costs_next_to_nothing(run):
-    with run.write() as ledger:
-        ledger.start("m")
-        time.sleep(0.15); ledger.commands()
-        began = time.perf_counter()
-        for _ in range(1000): ledger.commands()
-        assert (time.perf_counter() - began) / 1000 < 50e-6
 
 
 # --- the lock -------------------------------------------------------------------------------------------------------------------------

@@ -117,18 +117,17 @@ def test_a_copied_run_is_alive_only_where_it_runs(here):
         assert Run("elsewhere").status == "interrupted" and run.status == "running"
 
 
-def test_500_runs_are_listed_in_under_a_second(here):
+def test_500_runs_are_listed(here):
+    """In well under a second; how long it takes is measured in benchmarks/words.py."""
     first = made()
     info = json.loads((first.folder/"run.json").read_text())
     rows = b"".join(_row_text({"event": "step", "stage": "m", "step": step, "time": 0.0, "loss": 0.5}) for step in range(1000))
     for i in range(499):
         folder = Path(f"runs/many-{i:03}"); (folder/"inbox").mkdir(parents=True)
         (folder/"run.json").write_text(json.dumps(info | {"id": str(i), "name": folder.name}))
-        (folder/"config.yaml").write_bytes((first.folder/"config.yaml").read_bytes())
         (folder/"events.jsonl").write_bytes(rows); (folder/".lock").touch()
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "trainbook", "runs"], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - began < 1.0 and len(done.stdout.splitlines()) == 501 and done.stdout.count("interrupted  m 999") == 499
+    done = trainbook("runs")
+    assert len(done.stdout.splitlines()) == 501 and done.stdout.count("interrupted  m 999") == 499
 
 
 # --- lineage, and the end -------------------------------------------------------------------------------------------------------------
