@@ -29,7 +29,7 @@ soak: $(SET_UP)
 
 ## make lab     JupyterLab on the pages
 lab: $(SET_UP)
-	@$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+	@$(BIN)/jupyter lab --notebook-dir=. $$(test "$$(id -u)" = 0 && echo --allow-root) nbs/index.ipynb
 
 ## make pages   run all pages in place, export them, make the README;  make pages PAGES=nbs/08_run.ipynb
 pages: $(SET_UP)

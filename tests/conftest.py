@@ -1,5 +1,6 @@
 """What all tests share: the tools folder on the path, a folder of their own, and the line that runs a failed test alone."""
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,4 +32,4 @@ def pytest_terminal_summary(terminalreporter):
     failed = [report.nodeid for report in terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", [])]
     if failed:
         terminalreporter.write_line("\nto run what failed alone:")
-        for nodeid in dict.fromkeys(failed): terminalreporter.write_line(f"  make test ONLY='{nodeid}'")
+        for nodeid in dict.fromkeys(failed): terminalreporter.write_line(f"  .venv/bin/python -m pytest {shlex.quote(nodeid)}")

@@ -67,7 +67,7 @@ def test_module_reads_well_alone(module):
     source = inspect.getsource(importlib.import_module(module))
     assert importlib.import_module(module).__doc__ and "# Map of this module" in source
     assert "import *" not in source and "@patch" not in source
-    assert len(source.splitlines()) <= 360
+    assert len(source.splitlines()) <= 420
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): assert ast.get_docstring(node) or node.name in ("describe",), f"{module}.{node.name}"
         if isinstance(node, ast.FunctionDef): assert node.end_lineno - node.lineno < 40, f"{module}.{node.name} has {node.end_lineno - node.lineno + 1} lines"
@@ -121,7 +121,7 @@ def test_front_door_takes_under_300_ms_beyond_the_interpreter():
 
 def test_windows_gets_one_clear_line():
     done = subprocess.run([sys.executable, "-c", "import sys; sys.platform = 'win32'; import trainbook"], capture_output=True, text=True)
-    assert done.returncode and done.stderr.strip().splitlines()[-1] == "ImportError: trainbook needs Linux or macOS (file locks, signals); on Windows use it inside WSL"
+    assert done.returncode and done.stderr.strip() == "ImportError: trainbook needs Linux or macOS (file locks, signals); on Windows use it inside WSL"
 
 
 def test_package_never_imports_a_dev_tool():
@@ -147,6 +147,12 @@ def test_index_names_every_page():
     index = nbformat.read(NBS/"index.ipynb", 4)
     text = "\n".join(cell.source for cell in index.cells)
     assert not [page.stem for page in PAGES if page.stem != "index" and page.stem not in text]
+
+
+def test_links_lead_somewhere():
+    from pages import readme
+    for text, folder in ((readme(), ROOT), *(("\n".join(c.source for c in nbformat.read(p, 4).cells if c.cell_type == "markdown"), p.parent) for p in PAGES)):
+        assert not [link for link in re.findall(r"\]\((?!\w+:|#)([^)]+)\)", text) if not (folder/link).exists()]
 
 
 def test_readme_is_the_index():

@@ -1,4 +1,5 @@
 """The wheel holds the package and nothing else, and works where no development tool is installed."""
+import os
 import subprocess
 import sys
 import zipfile
@@ -42,7 +43,8 @@ def test_it_installs_in_a_clean_environment_and_works_there(wheel, tmp_path):
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "-c", ROOT/"constraints.txt", pinned, wheel], check=True, timeout=900, stdout=subprocess.DEVNULL)
     installed = set(subprocess.run([python, "-c", "from importlib.metadata import distributions as d; print(*{x.name.lower() for x in d()})"], capture_output=True, text=True, check=True).stdout.split())
     assert {"trainbook", "torch", "pydantic"} <= installed and not {"nbdev", "execnb", "jupyterlab", "notebook", "ipykernel", "pytest", "ruff"} & installed
-    def run(*words): return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    def run(*words): return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, env=alone).stdout
     assert run(python, "-c", "import trainbook; from trainbook import *; print(Config.from_dict({'lr': 0.5}).training.lr, trainbook.__file__)").startswith(f"0.5 {tmp_path}")
     (tmp_path/"a.yaml").write_text("training: {learning_rate: 5e-4}\n")
     assert "lr: 0.0005" in run(tmp_path/"env"/"bin"/"trainbook", "config", "show", "a.yaml", "--origin")

@@ -39,10 +39,10 @@ def execute(page: Path) -> nbformat.NotebookNode:
     "The page as it looks after running it top to bottom in a fresh kernel."
     from nbclient import NotebookClient
     notebook = nbformat.read(page, 4)
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    os.environ.update(one_thread)
     quiet = ["--IPKernelApp.log_level=40"]  # ipykernel warns of loopback TCP, which is what everybody uses
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", extra_arguments=quiet, resources={"metadata": {"path": str(page.parent)}}).execute()
+    client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", extra_arguments=quiet,
+                            resources={"metadata": {"path": str(page.parent)}})
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     return notebook
 
 
@@ -77,13 +77,18 @@ def readme() -> str:
     parts = [GENERATED]
     for cell in nbformat.read(NBS/"index.ipynb", 4).cells:
         if re.search(r"^#\|\s*hide", cell.source, re.M): continue
-        if cell.cell_type == "markdown": parts.append(cell.source)
+        if cell.cell_type == "markdown": parts.append(_from_the_top(cell.source))
         elif cell.cell_type == "code":
             source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
             if source: parts.append(f"```python\n{source}\n```")
             for output in shown(cell):
                 if text := output.get("text") or output.get("text/plain"): parts.append("```\n" + text.rstrip() + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _from_the_top(text: str) -> str:
+    "Links of a page in nbs/ as links of a file beside it."
+    return re.sub(r"\]\((?!\w+:|#)([^)]+)\)", lambda link: f"]({link[1][3:] if link[1].startswith('../') else 'nbs/' + link[1]})", text)
 
 
 def main() -> None:

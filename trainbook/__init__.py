@@ -14,7 +14,9 @@ import sys
 
 __version__ = "0.1.0"
 
-if sys.platform == "win32": raise ImportError("trainbook needs Linux or macOS (file locks, signals); on Windows use it inside WSL")
+if sys.platform == "win32":
+    sys.tracebacklimit = 0  # one clear line, not a page of Python's own
+    raise ImportError("trainbook needs Linux or macOS (file locks, signals); on Windows use it inside WSL")
 
 # name → module; resolved on first use, so that `import trainbook` stays fast and free of torch
 _PUBLIC = {"Config": "config", "ConfigError": "source", "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry"}

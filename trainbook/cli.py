@@ -77,7 +77,8 @@ def verb(name: str, usage: str, about: str) -> Callable:
     return enter
 
 # %% ../nbs/46_cli.ipynb #f72e9a46
-@verb("config show", "FILE [--origin] [--stage NAME] [key=value | --key value …]", "the resolved config, with the place of each value")
+@verb("config show", "FILE [--origin] [--stage NAME] [key=value | --key value …]",
+      "the resolved config, with the place of each value")
 def _config_show(words: Words) -> None:
     from trainbook.config import Config
     origin, stage, file = words.switch("--origin"), words.option("--stage"), words.take("a config file")
@@ -94,9 +95,12 @@ def _config_check(words: Words) -> int:
     for file in files:
         try:
             config = Config.from_yaml(file)
-            lines = [line for stage in config.stages for kind in ("model", "data") if ":" in (stage[kind].name or "") for line in wrong_arguments(kind, stage)]
+            named = [(stage, kind) for stage in config.stages for kind in ("model", "data") if ":" in (getattr(stage, kind).name or "")]
+            lines = [line for stage, kind in named for line in wrong_arguments(kind, stage)]
             if lines: raise ConfigError(*dict.fromkeys(lines))
-            print(f"{file}  fine" + (f", stages {', '.join(config.stage_names)}" if config.stage_names != ["train"] else ""))
+            unchecked = [kind for kind in ("model", "data") if getattr(config, kind).arguments and ":" not in (getattr(config, kind).name or "")]
+            print(f"{file}  fine" + (f", stages {', '.join(config.stage_names)}" if config.has_stages else "")
+                  + (f"; the arguments in {' and '.join(unchecked)} are checked when their builder is known" if unchecked else ""))
         except ConfigError as error:
             print(error, file=sys.stderr)
             wrong += 1
@@ -121,12 +125,14 @@ def _table(rows: list[tuple], head: tuple) -> str:
 def _size(count: float) -> str:
     "Bytes for people."
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB": return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
 
 
 def _numbers(progress: dict) -> str:
-    return "  ".join(f"{key} {value:.4g}" for key, value in list(progress.items())[:5] if key not in ("stage", "step"))
+    return "  ".join(f"{key} {value:.4g}" for key, value in list(progress.items())[:5]
+                     if key not in ("stage", "step"))
 
 
 @verb("runs", "[FOLDER]", "all runs below a folder (runs/)")
@@ -136,9 +142,11 @@ def _runs(words: Words) -> None:
     found, rows = runs(root), []
     for run in found:
         where = run.progress()
-        rows.append((run.name, run.status, f"{where['stage']} {where['step']:,}" if where["stage"] else "", _numbers(where), f"{run.parent['name']} at {run.parent['step']:,}" if run.parent else ""))
+        rows.append((run.name, run.status, f"{where['stage']} {where['step']:,}" if where["stage"] else "",
+                     _numbers(where), f"{run.parent['name']} at {run.parent['step']:,}" if run.parent else ""))
     print(_table(rows, ("run", "status", "step", "", "branched from")) if rows else f"{root} has no runs")
-    for folder in cut_short(root): print(f"{folder} is no run: its creation was cut short; remove it with: trainbook rm {folder}")
+    for folder in cut_short(root):
+        print(f"{folder} is no run: its creation was cut short; remove it with: trainbook rm {folder}")
 
 
 @verb("show", "RUN", "one run: where it is, what it was made from, what it takes")
@@ -152,10 +160,13 @@ def _show(words: Words) -> None:
         "at": f"{where['stage']} step {where['step']:,}  {_numbers(where)}" if where["stage"] else "",
         "created": f"{info['created']} on {info['host']}",
         "command": " ".join(info["command"]),
-        "code": ", ".join(f"{name} {version}" for name, version in info["versions"].items()) + (f", commit {git}" if git else ""),
-        "branched": f"from {run.parent['name']} at {run.parent['stage']} step {run.parent['step']:,}" if run.parent else "",
+        "code": ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+                + (f", commit {git}" if git else ""),
+        "branched": f"from {run.parent['name']} at {run.parent['stage']} step {run.parent['step']:,}"
+                    if run.parent else "",
         "branches": ", ".join(child.name for child in run.children()),
-        "size": f"{_size(sum(parts.values()))}: " + ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
+        "size": f"{_size(sum(parts.values()))}: "
+                + ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
     }.items():
         if text: print(f"  {key:9} {text}")
     print(f"  config    trainbook config show {run.folder}/config.yaml")
@@ -164,34 +175,43 @@ def _show(words: Words) -> None:
 def _farewell(words: Words, what: str, act: Callable) -> int:
     "Says what would go, asks, and does it: for rm and archive."
     from trainbook.run import find_run
-    sure, found = words.switch("--yes"), [find_run(name) for name in [words.take("a run"), *words.rest()]]
+    sure, names = words.switch("--yes"), list(dict.fromkeys([words.take("a run"), *words.rest()]))
+    found = [find_run(name) for name in names]
     for run in found: run.check_removable()
     for run in found:
         parts = run.sizes()
-        print(f"{run.folder}  {run.status}  {_size(sum(parts.values()))} ({', '.join(f'{name} {_size(count)}' for name, count in parts.items())})")
-    if not sure:
-        if not sys.stdin.isatty(): raise UsageError(f"asks before it acts, and nobody is here to answer; add --yes to {what.lower()}")
-        if input(f"{what} {'it' if len(found) == 1 else f'these {len(found)} runs'}? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("nothing was changed")
-            return 1
+        print(f"{run.folder}  {run.status}  {_size(sum(parts.values()))} "
+              f"({', '.join(f'{name} {_size(count)}' for name, count in parts.items())})")
+    if not (sure or _agreed(f"{what} {'it' if len(found) == 1 else f'these {len(found)} runs'}?", what)): return 1
     for run in found: print(act(run), flush=True)
     return 0
+
+
+def _agreed(question: str, what: str) -> bool:
+    "Asks at a terminal; where there is none, nobody agreed."
+    if not sys.stdin.isatty(): raise UsageError(f"asks before it acts, and nobody is here to answer; add --yes to {what.lower()}")
+    if input(f"{question} [y/N] ").strip().lower() in ("y", "yes"): return True
+    print("nothing was changed")
+    return False
 
 
 @verb("rm", "RUN … [--yes]", "delete runs, after saying what would go")
 def _rm(words: Words) -> int:
     from pathlib import Path
     from shutil import rmtree
-    from trainbook.lock import holder
     from trainbook.run import cut_short
-    asked = len(words.words)
-    for name in list(words.words):  # a folder whose creation was cut short has nothing to lose
-        if Path(name) in cut_short(Path(name).parent) and not holder(name): rmtree(name); words.words.remove(name); print(f"removed {name}, which was no run yet")
-    return _farewell(words, "Delete", lambda run: (run.remove(), f"deleted {run.folder}")[1]) if words.words or not asked else 0
+    short = [name for name in words.words if Path(name) in cut_short(Path(name).parent)]
+    if not short: return _farewell(words, "Delete", lambda run: (run.remove(), f"deleted {run.folder}")[1])
+    words.words = [word for word in words.words if word not in short]
+    for name in short: print(f"{name}  a run whose creation was cut short; it holds nothing")
+    if "--yes" not in words.words and not _agreed("Delete?", "Delete"): return 1
+    for name in short: rmtree(name)
+    return _rm(words) if words.words not in ([], ["--yes"]) else 0
 
 
 @verb("archive", "RUN … [--yes]", "pack runs into archive/NAME.tar.gz and remove their folders")
-def _archive(words: Words) -> int: return _farewell(words, "Pack and remove", lambda run: f"packed {run.folder} into {run.archive()}")
+def _archive(words: Words) -> int:
+    return _farewell(words, "Pack and remove", lambda run: f"packed {run.folder} into {run.archive()}")
 
 
 @verb("du", "[FOLDER]", "what runs take on the disk, largest first")
@@ -199,7 +219,8 @@ def _du(words: Words) -> None:
     from trainbook.run import runs
     root = words.take("a folder", "runs"); words.done()
     found = sorted(((run, run.sizes()) for run in runs(root)), key=lambda pair: -sum(pair[1].values()))
-    rows = [(_size(sum(parts.values())), run.name, ", ".join(f"{name} {_size(count)}" for name, count in list(parts.items())[:4])) for run, parts in found]
+    rows = [(_size(sum(parts.values())), run.name,
+             ", ".join(f"{name} {_size(count)}" for name, count in list(parts.items())[:4])) for run, parts in found]
     rows.append((_size(sum(sum(parts.values()) for _, parts in found)), f"all {len(found)}", ""))
     print(_table(rows, ("size", "run", "parts")))
 
@@ -207,6 +228,8 @@ def _du(words: Words) -> None:
 def main(words: list[str] | None = None) -> int:
     "The command line. Returns the exit code."
     words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show é shows \\xe9
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try: return _main(words)
     except KeyboardInterrupt: return 130
     except BrokenPipeError:  # somebody closed our output: `trainbook runs | head`
@@ -214,7 +237,8 @@ def main(words: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         if (code := _exit_code(error)) is None: raise
-        print(f"trainbook {' '.join(words[:1])}: {error}" if isinstance(error, (UsageError, OSError)) else error, file=sys.stderr)
+        print(f"trainbook {' '.join(words[:1])}: {error}" if isinstance(error, (UsageError, OSError)) else error,
+              file=sys.stderr)
         return code
 
 
@@ -223,15 +247,20 @@ def _main(words: list[str]) -> int:
         import trainbook
         print(f"trainbook {trainbook.__version__}")
         return 0
-    if not words or words[0] in ("--help", "-h", "help"): print(usage(" ".join(words[1:]))); return 0
+    if words[:1] == ["help"]: words = [*words[1:], "--help"]
+    if not words or words[0] in ("--help", "-h"): print(usage()); return 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
     behind = words[len(name.split()):]
-    if any(word in ("--help", "-h") for word in behind): print(usage(name)); return 0
+    if {"--help", "-h"} & set(behind) and any(f"{known} ".startswith(f"{name} ") for known in VERBS):
+        print(usage(name))
+        return 0
     if name not in VERBS:
         from trainbook.source import near
         inner = [known.split()[1] for known in VERBS if known.startswith(name + " ")]
-        if inner: raise UsageError(f"expected one of {', '.join(inner)}" + (f", found {behind[0]}{near(behind[0], inner)}" if behind else ""))
-        raise UsageError(f"no such verb{near(name, [known.split()[0] for known in VERBS])}; trainbook --help lists them")
+        if inner:
+            raise UsageError(f"expected one of {', '.join(inner)}"
+                             + (f", found {behind[0]}{near(behind[0], inner)}" if behind else ""))
+        raise UsageError("no such verb" + near(name, [known.split()[0] for known in VERBS], "; trainbook --help lists them"))
     sys.path.insert(0, "")  # a model of the user's own lies in the current folder, as with `python script.py`
     return VERBS[name].run(Words(behind)) or 0
 
@@ -248,8 +277,11 @@ def _exit_code(error: Exception) -> int | None:
 
 def usage(name: str = "") -> str:
     "The help text: of one verb, or of all."
-    chosen = {known: v for known, v in VERBS.items() if known == name or known.startswith(name + " ")} if name else VERBS
+    chosen = ({known: v for known, v in VERBS.items() if known == name or known.startswith(name + " ")}
+              if name else VERBS)
     wide = max((len(known) for known in chosen), default=0)
     if name and chosen: return "\n".join(f"trainbook {known} {v.usage}\n    {v.about}" for known, v in chosen.items())
     lines = [f"  {known:{wide}}  {v.about}" for known, v in VERBS.items()]
-    return "\n".join(["trainbook VERB …, a training workbook for PyTorch", "", *lines, "", "trainbook VERB --help tells the words of a verb; exit codes: 0 done, 1 failed, 2 a mistake in words or config"])
+    return "\n".join(["trainbook VERB …, a training workbook for PyTorch", "", *lines, "",
+                      "trainbook VERB --help tells the words of a verb; "
+                      "exit codes: 0 done, 1 failed, 2 a mistake in words or config"])

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .layers import Layer, Said, Setting, nested, overlay, read_files, said_by, said_by_words
+from .layers import Layer, Setting, Sheet, nested, overlay, read_sheets, sheet_of, sheet_of_words, stages_of
 from .schema import Root, Section, mistakes, spell_short
-from .source import ConfigError, Place, near, read_words, spell, written
+from .source import ConfigError, Place, dotted, near, read_words, spell, written
 from .spelling import find_key, suggestion
 
 # %% auto #0
@@ -34,144 +36,155 @@ class Explanation(NamedTuple):
 
     def __repr__(self) -> str:
         width = max(len(setting.place.short) for setting in self.chain)
-        lines = [f"  {s.place.short:{width}}  {spell(s.value)}" + (f"  (as {s.place.spelled})" if s.place.spelled else "") for s in self.chain]
+        lines = [f"  {s.place.short:{width}}  {spell(s.value)}"
+                 + (f"  (as {s.place.spelled})" if s.place.spelled else "") for s in self.chain]
         return "\n".join([f"{self.key} = {spell(self.value)}", *lines])
 
 
 class Config:
     "A resolved configuration; every value knows where it came from."
 
-    def __init__(self, sources: list[Said], title: str, stage: str | None = None):
-        self._sources, self._title, self._stage = sources, title, stage
-        self._chains = overlay(self._layers(stage))
-        values = nested({path: chain[0].value for path, chain in self._chains.items()})
-        if wrong := mistakes(values):
-            raise ConfigError(*(f"{self.place(path)}  {'.'.join(map(str, path))}  {message}" for path, message in wrong))
-        self._root = Root.model_validate(values)
-
-    def _layers(self, stage: str | None) -> Iterator[Layer]:
-        "The layers of the whole or of one stage, weakest first."
-        files = [said for said in self._sources if not said.beats_stages]
-        yield from (said.top for said in files)
-        if stage: yield from (said.stages[stage] for said in files if stage in (said.stages or ()))
-        for said in self._sources:
-            if said.beats_stages: yield said.top
-            if said.beats_stages and stage in (said.stages or ()): yield said.stages[stage]
+    def __init__(self, sheets: list[Sheet], title: str, stage: str | None = None):
+        settings = {"_sheets": sheets, "_title": title, "_stage": stage}
+        chains = settings["_chains"] = overlay(_layers(sheets, stage))
+        values = nested({path: deepcopy(chain[0].value) for path, chain in chains.items()})
+        self.__dict__.update(settings)
+        if wrong := mistakes(values): raise ConfigError(*(f"{self.place(path)}  {dotted(path)}  {text}" for path, text in wrong))
+        self.__dict__["_root"] = Root.model_validate(values)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Config:
         "A config file (YAML, or a Python file of upper-case dicts); overrides are words of a command line."
         errors: list[str] = []
-        sources = read_files(path, errors)
-        words = list(overrides)
-        try: sources.append(said_by_words(read_words(words), sources, errors))
+        sheets = read_sheets(path, errors)
+        try: sheets.append(sheet_of_words(read_words(overrides), sheets, errors))
         except ConfigError as error: errors += error.lines
-        if errors: raise ConfigError(*dict.fromkeys(errors))  # a grandparent that is reached twice is told once
-        return cls(sources, str(path))
+        if errors: raise ConfigError(*errors)
+        return cls(sheets, str(path))
 
     @classmethod
     def from_dict(cls, values: dict, where: str = "dict") -> Config:
         "A config from Python data in any spelling, for instance a trainer's keywords."
-        errors: list[str] = []
-        said = said_by(written(values, Place(where)), errors)
+        errors = [f"{where}  extends  is for files; read them with Config.from_yaml and merge"] if "extends" in (values or ()) else []
+        sheet = sheet_of(written(values, Place(where)), errors)
         if errors: raise ConfigError(*errors)
-        return cls([said], where)
+        return cls([sheet], where)
 
     def merge(self, other: Config | dict) -> Config:
         "Another config in which `other` wins, also over stages."
         other = other if isinstance(other, Config) else Config.from_dict(other, "merge")
-        return Config([*self._sources, *(Said(s.top, s.stages, True) for s in other._sources)], self._title, self._stage)
+        above = 1 + max(sheet.group for sheet in self._sheets)
+        return Config([*self._sheets, *(replace(sheet, group=sheet.group + above) for sheet in other._sheets)], self._title, self._stage)
 
-    # --- stages -----------------------------------------------------------------------------------------------------------------------
+    # --- stages -----------------------------------------------------------------------------------
 
     @property
     def stage_names(self) -> list[str]:
-        "In order; the strongest file that speaks of stages decides which there are."
-        return list(next((said.stages for said in reversed(self._sources) if said.stages is not None and not said.beats_stages), {}) or {"train": {}})
+        "In order. A config without stages has one, called train."
+        return stages_of(self._sheets) or ["train"]
+
+    @property
+    def has_stages(self) -> bool: return not self._stage and bool(stages_of(self._sheets))
 
     @property
     def stages(self) -> list[Config]: return [self] if self._stage else [self.stage(name) for name in self.stage_names]
 
     def stage(self, name: str) -> Config:
         "The config of one stage: the whole, overridden by what the stage says."
-        if name not in self.stage_names: raise ConfigError(f"{self._title}  stages  has no stage {name}{near(name, self.stage_names)}; it has {', '.join(self.stage_names)}")
-        return Config(self._sources, self._title, name)
+        if name in self.stage_names: return Config(self._sheets, self._title, name)
+        raise ConfigError(f"{self._title}  stages  has no stage {name}{near(name, self.stage_names, '; it has ' + ', '.join(self.stage_names))}")
 
     @property
     def name(self) -> str:
         "A stage's name; of the whole, the run's name or the file's."
         return self._stage or self.run.name or Path(self._title).stem
 
-    # --- reading ----------------------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def __getattr__(self, key: str):
         if key in Root.model_fields and "_root" in self.__dict__: return getattr(self._root, key)
         raise AttributeError(f"a config has no {key!r}{near(key, Root.model_fields)}")
 
+    def __setattr__(self, key: str, value): raise TypeError(f"a config is a value; make another: config.merge({{{key!r}: …}})")
     def __getitem__(self, key: str): return self.explain(key).value
+    def __iter__(self) -> Iterator[str]: return iter(Root.model_fields)
+
+    def __contains__(self, key: str) -> bool:
+        try: self.explain(key)
+        except KeyError: return False
+        return True
 
     def place(self, path: tuple | str) -> Place:
         "Where the value at this path was set."
         path = tuple(path.split(".")) if isinstance(path, str) else path
         chain = next((self._chains[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._chains), None)
-        return chain[0].place if chain else next((c[0].place for other, c in self._chains.items() if other[:len(path)] == path), Place("default"))
+        return chain[0].place if chain else next(
+            (c[0].place for other, c in self._chains.items() if other[:len(path)] == path), Place("default"))
 
-    def explain(self, key: str) -> Explanation:
+    def explain(self, key: str | tuple) -> Explanation:
         "The value of a key, in any spelling, and the chain of places that set it."
-        path = tuple(key.split("."))
-        if path[0] == "stages" and len(path) > 2: return self.stage(path[1]).explain(".".join(path[2:]))._replace(key=key)
+        path = tuple(key.split(".")) if isinstance(key, str) else key
+        if path[0] == "stages" and len(path) > 2: return self.stage(path[1]).explain(path[2:])._replace(key=dotted(path))
         known = find_key(path)
-        if known is None or path[0] in ("stages", "extends"): raise KeyError(f"{key} is no key of a config{suggestion(path)}")
+        if known is None or path[0] in ("stages", "extends"): raise KeyError(f"{dotted(path)} is no key of a config{suggestion(path)}")
         value, chain = self._root, list(self._chains.get(known.path, ()))
         for part in known.path:
-            if part not in (value.keys() if hasattr(value, "keys") else ()): raise KeyError(f"{key} is not set in {self._title}")
+            if part not in (value.keys() if hasattr(value, "keys") else ()): raise KeyError(f"{dotted(path)} is not set in {self._title}")
             value = value[part]
-        default = Root() if len(known.path) < 2 else getattr(Root(), known.path[0])
-        if len(known.path) <= 2 and known.path[-1] in default.keys(): chain.append(Setting(default[known.path[-1]], Place("default")))
-        return Explanation(".".join(known.path), value, chain)
+        if isinstance(value, Section): raise KeyError(f"{dotted(path)} is a section; name a key in it: {', '.join(value.keys()) or 'it is empty'}")
+        section = getattr(Root(), known.path[0])
+        default = section if len(known.path) == 1 else section.get(known.path[1], _NOTHING) if len(known.path) == 2 else _NOTHING
+        if default is not _NOTHING: chain.append(Setting(default, Place("default")))
+        return Explanation(dotted(known.path), value, chain or [Setting(value, self.place(known.path))])
 
-    # --- as data ----------------------------------------------------------------------------------------------------------------------
+    # --- as data ----------------------------------------------------------------------------------
 
     def leaves(self) -> dict[tuple, Any]:
         "Every value of the whole or of this stage, by canonical path, defaults included."
-        return dict(_leaves({"run": self.run, **{key: value for key, value in self._root.items() if key != "stages"}}, ()))
+        return dict(_leaves({"run": self.run,
+                             **{key: value for key, value in self._root.items() if key != "stages"}}, ()))
 
     def stage_leaves(self, name: str) -> dict[tuple, Any]:
         "What this stage has otherwise than the whole, or says itself."
-        whole, said = self.leaves(), {path for source in self._sources for path in (source.stages or {}).get(name, ())}
-        return {path: value for path, value in self.stage(name).leaves().items() if path not in whole or whole[path] != value or path in said}
+        whole, said = self.leaves(), {path for sheet in self._sheets for path in (sheet.stages or {}).get(name, ())}
+        return {path: value for path, value in self.stage(name).leaves().items()
+                if path not in whole or whole[path] != value or path in said}
 
     def to_dict(self) -> dict:
         "Plain data that `from_dict` reads back equal."
-        stages = [] if self._stage or self.stage_names == ["train"] else [{"name": name, **nested(self.stage_leaves(name))} for name in self.stage_names]
-        return nested(self.leaves()) | ({"stages": stages} if stages else {})
+        stages = [{"name": name, **nested(self.stage_leaves(name))} for name in self.stage_names] if self.has_stages else []
+        return deepcopy(nested(self.leaves()) | ({"stages": stages} if stages else {}))
 
     def __eq__(self, other) -> bool: return isinstance(other, Config) and self.to_dict() == other.to_dict()
     __hash__ = None
 
     def diff(self, other: Config) -> dict[str, tuple]:
         "{key: (mine, theirs)} where two configs differ, stages included."
-        mine, theirs = dict(_leaves(_by_stage(self), ())), dict(_leaves(_by_stage(other), ()))
-        return {".".join(map(str, path)): (mine.get(path), theirs.get(path)) for path in {**mine, **theirs} if mine.get(path) != theirs.get(path)}
+        mine, theirs = _all_leaves(self), _all_leaves(other)
+        pairs = {path: (mine.get(path, _NOTHING), theirs.get(path, _NOTHING)) for path in {**mine, **theirs}}
+        return {dotted(path): pair for path, pair in pairs.items() if pair[0] is not pair[1] and pair[0] != pair[1]}
 
     def to_yaml(self, path: str | Path | None = None, origin: bool = True) -> str:
         "The resolved config as YAML that reads back equal; with the place of each value as a comment."
-        lines = [("# trainbook config, format 1, resolved from " + self._title + (f", stage {self._stage}" if self._stage else ""), "")]
-        lines += _lines(nested(self.leaves()), (), self)
-        if not self._stage and self.stage_names != ["train"]:
+        lines = [(f"# trainbook config, format 1, resolved from {_printable(self._title)}" + (f", stage {self._stage}" if self._stage else ""), ""),
+                 *_lines(nested(self.leaves()), (), self)]
+        if self.has_stages:
             lines.append(("stages:", ""))
             for name in self.stage_names:
-                lines += [(f"  - name: {spell(name)}", ""), *((f"    {text}", place) for text, place in _lines(nested(self.stage_leaves(name)), (), self.stage(name)))]
+                lines += [(f"  - name: {spell(name)}", ""),
+                          *((f"    {text}", place)
+                            for text, place in _lines(nested(self.stage_leaves(name)), (), self.stage(name)))]
         width = min(60, max(len(text) for text, place in lines if place))
-        text = "".join((f"{text:{width}}  # {place}" if origin and place else text) + "\n" for text, place in lines)
+        text = "".join((f"{text:{width}}  # {_printable(place)}" if origin and place else text) + "\n" for text, place in lines)
         if path is not None: Path(path).write_text(text, encoding="utf-8")
         return text
 
     def __repr__(self) -> str:
-        rows = [(".".join(map(str, path)), spell_short(chain[0].value), chain[0].place.short) for path, chain in self._chains.items()]
+        rows = [(dotted(path), spell_short(chain[0].value), chain[0].place.short) for path, chain in self._chains.items()]
         wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-        stages = f"\n  stages: {', '.join(self.stage_names)}" if not self._stage and self.stage_names != ["train"] else ""
-        return f"Config {self._title}" + (f", stage {self._stage}" if self._stage else "") + "".join(f"\n  {k:{wide[0]}}  {v:{wide[1]}}  {p}" for k, v, p in rows) + stages
+        stages = f"\n  stages: {', '.join(self.stage_names)}" if self.has_stages else ""
+        return (f"Config {self._title}" + (f", stage {self._stage}" if self._stage else "")
+                + "".join(f"\n  {k:{wide[0]}}  {v:{wide[1]}}  {p}" for k, v, p in rows) + stages)
 
 # %% ../nbs/04_config.ipynb #63b1dc25
 def _leaves(value: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:
@@ -180,8 +193,33 @@ def _leaves(value: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:
     else: yield path, value
 
 
-def _by_stage(config: Config) -> dict:
-    return config.to_dict() | {"stages": {stage["name"]: stage for stage in config.to_dict().get("stages", ())}}
+def _printable(text: str) -> str:
+    "For a comment: a file name may hold a line break, and a comment may not."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _all_leaves(config: Config) -> dict[tuple, Any]:
+    "Of the whole and of each stage; a stage that says nothing is there by its name."
+    found = config.leaves()
+    for name in config.stage_names if config.has_stages else ():
+        found[("stages", name)] = True
+        found |= {("stages", name, *path): value for path, value in config.stage_leaves(name).items()}
+    return found
+
+
+class _Nothing:
+    "Stands in a diff where one side has no such key."
+    def __repr__(self) -> str: return "(not set)"
+
+
+_NOTHING = _Nothing()
+
+
+def _layers(sheets: list[Sheet], stage: str | None) -> Iterator[Layer]:
+    "The layers of the whole or of one stage, weakest first: in each group the top levels, then the stages."
+    for group in sorted({sheet.group for sheet in sheets}):
+        yield from (sheet.top for sheet in sheets if sheet.group == group)
+        yield from (sheet.stages[stage] for sheet in sheets if sheet.group == group and stage in (sheet.stages or ()))
 
 
 def _lines(tree: dict, path: tuple, config: Config) -> Iterator[tuple[str, str]]:
@@ -193,4 +231,5 @@ def _lines(tree: dict, path: tuple, config: Config) -> Iterator[tuple[str, str]]
             yield from _lines(value, here, config)
         else:
             place = config.place(here)
-            yield "  " * len(path) + f"{spell(key)}: {spell(value)}", place.short + (f" (as {place.spelled})" if place.spelled else "")
+            yield ("  " * len(path) + f"{spell(key)}: {spell(value)}",
+                   place.short + (f" (as {place.spelled})" if place.spelled else ""))

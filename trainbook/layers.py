@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic_core import PydanticCustomError
 
 from .schema import OpenSection, Root, Section, mistakes, spell_short
-from .source import ConfigError, Place, Written, near, parse_yaml, read_python, read_text
-from .spelling import find_key, suggestion
+from .source import ConfigError, Place, Written, dotted, near, parse_yaml, read_python, read_text
+from .spelling import agreed, find_key, suggestion
 
 # %% auto #0
-__all__ = ['Layer', 'Setting', 'flatten', 'Said', 'said_by', 'nested', 'read_files', 'overlay', 'said_by_words']
+__all__ = ['Setting', 'Layer', 'nested', 'Sheet', 'sheet_of', 'stages_of', 'read_sheets', 'overlay', 'sheet_of_words']
 
 # %% ../nbs/03_layers.ipynb #77c044ed
 # Map of this module, top to bottom:
-#   Setting, Layer     what one source says about one key
-#   flatten            a tree of sections as a layer: spellings become canonical, wrong keys are told
-#   Said, said_by      one source's layers: its top level and its stages; wrong values are told
-#   read_files         a config file and everything it extends, weakest first
-#   said_by_words      the same for a command line
-#   overlay            layers → for each key the chain of settings, strongest first
+#   Setting, Layer      what one source says at one level; a layer collects the mistakes that it finds
+#   Sheet, sheet_of     one source: its top level and its stages
+#   read_sheets         a config file and everything it extends, weakest first
+#   sheet_of_words      a command line
+#   overlay             layers → for each key the chain of settings, strongest first
 
 # %% ../nbs/03_layers.ipynb #f3e51b99
 class Setting(NamedTuple):
@@ -36,121 +35,105 @@ class Setting(NamedTuple):
     place: Place
 
 
-Layer = dict[tuple, Setting]
-_AMP_PAIR = {"use_amp", "opt_level"}  # two spellings that one guide uses side by side
+class Layer(dict[tuple, Setting]):
+    "What one source says at one level, by canonical path; mistakes go into `errors`, one line each."
 
+    def __init__(self, errors: list[str], scope: tuple = ()):
+        super().__init__()
+        self.errors, self.scope = errors, scope  # scope stands before the keys in messages: ("stages", "dense")
 
-def flatten(tree: Written, errors: list[str], scope: str = "") -> Layer:
-    "A mapping of sections and keys as a layer; `scope` is what stands before the keys in messages."
-    layer: Layer = {}
-    for key, node in tree.value.items():
-        section = _type(key)
-        if not issubclass(section, Section): _put(layer, (key,), node, errors, scope)
+    def tell(self, place: Place, path: tuple, message: str) -> None:
+        self.errors.append(f"{place}  {dotted((*self.scope, *path))}  {message}")
+
+    def fill(self, tree: Written) -> Layer:
+        "All keys of a mapping, then the check of their values."
+        for key, node in tree.value.items(): self.enter((key,), node)
+        return self.checked()
+
+    def enter(self, path: tuple, node: Written) -> None:
+        "One key as it was written, or a whole section."
+        section = _section(path[0])
+        if len(path) > 1 or section is None: self._enter_key(path, node)
         elif isinstance(node.value, dict):
-            for name, value in node.value.items(): _put(layer, (key, name), value, errors, scope)
-        elif isinstance(node.value, str) and "name" in section.model_fields: _put(layer, (key, "name"), node, errors, scope)  # model: unet
-        elif node.value is not None: errors.append(f"{node.place}  {scope}{key}  expected a mapping of settings, found {spell_short(node.plain())}")
-    return layer
+            for key, inner in node.value.items(): self._enter_key((*path, key), inner)
+        elif isinstance(node.value, str) and "name" in section.model_fields: self._enter_key((*path, "name"), node)
+        elif node.value is not None:
+            self.tell(node.place, path, f"expected a mapping of settings, found {spell_short(node.plain())}")
 
+    def _enter_key(self, path: tuple, node: Written) -> None:
+        known = find_key(path) if all(isinstance(part, str) for part in path) else None
+        if known is None: return self.tell(node.place, path, f"unknown key{suggestion(path)}")
+        if self.scope and known.path[0] in ("run", "search", "stages", "extends"):
+            return self.tell(node.place, path, "belongs to the top of the file, not to a stage")
+        value = node.plain()
+        if odd := _not_plain(value):
+            return self.tell(node.place, path, f"expected plain data (numbers, text, lists, mappings), found {odd}")
+        try: value = known.convert(value) if known.convert else value
+        except PydanticCustomError as error: return self.tell(node.place, path, error.message())
+        if known.path == ("search", "space") and isinstance(node.value, dict): return self._enter_space(node)
+        setting = Setting(value, _spelled(node.place, path, known.path))
+        if earlier := self.earlier(known.path): self._settle(path, known.path, earlier, setting)
+        else: self._spread(known.path, setting, None if known.convert else node)
 
-def _type(key: object) -> type:
-    "The section of this name; `object` if there is none."
-    field = Root.model_fields.get(key) if isinstance(key, str) else None
-    return field.annotation if field and isinstance(field.annotation, type) else object
+    def earlier(self, path: tuple) -> Setting | None:
+        "What this layer says already about the path, above it or below it."
+        return next((setting for other, setting in self.items()
+                     if other[:len(path)] == path or path[:len(other)] == other), None)
 
+    def _settle(self, path: tuple, canonical: tuple, earlier: Setting, setting: Setting) -> None:
+        "Two words for one thing: an error, except for the pair that says one wish together."
+        pair = [(one.place.spelled or dotted(canonical), one.value) for one in (earlier, setting)]
+        if (value := agreed(*pair)) is not None: self[canonical] = setting if setting.value == value else earlier
+        else:
+            where = f"in line {earlier.place.line}" if earlier.place.line else f"({earlier.place})"
+            self.tell(setting.place, path, f"sets the same as {pair[0][0]} {where}; keep one")
 
-def _put(layer: Layer, path: tuple, node: Written, errors: list[str], scope: str) -> None:
-    "One key of a mapping into the layer."
-    shown, known = scope + ".".join(map(str, path)), find_key(path)
-    if known is None: errors.append(f"{node.place}  {shown}  unknown key{suggestion(path)}"); return
-    value = node.plain()
-    if odd := _odd(value): errors.append(f"{node.place}  {shown}  expected plain data (numbers, text, lists, mappings), found {odd}"); return
-    if known.convert:
-        try: value = known.convert(value)
-        except PydanticCustomError as error: errors.append(f"{node.place}  {shown}  {error.message()}"); return
-    spelled = "" if path == known.path or (path[-1],) == known.path[1:] and len(path) == 1 else path[-1] if path[0] == known.path[0] else ".".join(map(str, path))
-    setting = Setting(value, Place(node.place.where, node.place.line, node.place.col, node.place.spelled or spelled))
-    if earlier := _said(layer, known.path):
-        pair = {earlier.place.spelled.lstrip("-"), spelled} == _AMP_PAIR
-        if pair and (agreed := _agreed(earlier, setting)): layer[known.path] = agreed
-        else: errors.append(f"{node.place}  {shown}  {'contradicts' if pair else 'says the same as'} {_name(earlier, known.path)}; keep one")
-        return
-    _spread(layer, known.path, setting, node if isinstance(node.value, dict) and not known.convert else None)
+    def _spread(self, path: tuple, setting: Setting, node: Written | None) -> None:
+        "A mapping sets each of its keys, so that a child file may override a single one."
+        if node is None or not isinstance(node.value, dict) or not node.value: self[path] = setting
+        else:
+            for key, inner in node.value.items(): self._spread((*path, key), Setting(inner.plain(), inner.place), inner)
 
-
-def _odd(value: Any) -> str:
-    "The type of something in this value that YAML cannot say; empty if there is none."
-    if isinstance(value, dict): return next((odd for pair in value.items() for inner in pair if (odd := _odd(inner))), "")
-    if isinstance(value, list): return next((odd for inner in value if (odd := _odd(inner))), "")
-    return "" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
-
-
-def _spread(layer: Layer, path: tuple, setting: Setting, node: Written | None) -> None:
-    "A mapping sets each of its keys, so that a child file may override a single one."
-    if node is None or not node.value: layer[path] = setting
-    else:
+    def _enter_space(self, node: Written) -> None:
+        "The keys of a search space are keys of a config, in any spelling, and become canonical."
         for key, inner in node.value.items():
-            _spread(layer, (*path, key), Setting(inner.plain(), inner.place), inner if isinstance(inner.value, dict) else None)
+            known = find_key(tuple(str(key).split(".")))
+            if known is None:
+                self.tell(inner.place, ("search", "space", key), f"unknown key{suggestion(tuple(str(key).split('.')))}")
+                continue
+            path, setting = ("search", "space", dotted(known.path)), Setting(inner.plain(), inner.place)
+            if earlier := self.get(path): self._settle(("search", "space", key), path, earlier, setting)
+            else: self[path] = setting
+
+    def checked(self) -> Layer:
+        "Tells what is wrong with the values, each at its place and under its spelling."
+        for path, message in mistakes(nested({path: setting.value for path, setting in self.items()})):
+            setting = next((self[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self), None) or self.earlier(path)
+            spelled = "" if setting.place.spelled.startswith("-") else setting.place.spelled
+            shown = (spelled,) if "." in spelled else (*path[:1], spelled, *path[2:]) if spelled else path
+            self.tell(setting.place, shown, message)
+        return self
+
+# %% ../nbs/03_layers.ipynb #e19de8d7
+def _section(name: object) -> type[Section] | None:
+    "The section of this name."
+    field = Root.model_fields.get(name) if isinstance(name, str) else None
+    return field.annotation if field and isinstance(field.annotation, type) and issubclass(field.annotation, Section) else None
 
 
-def _said(layer: Layer, path: tuple) -> Setting | None:
-    return layer.get(path) or next((setting for other, setting in layer.items() if other[:len(path)] == path), None)
+def _spelled(place: Place, path: tuple, canonical: tuple) -> Place:
+    "The place, with the spelling if it was another: bare in its own section, dotted elsewhere."
+    if place.spelled or path == canonical or path == canonical[1:]: return place
+    return Place(place.where, place.line, place.col, path[-1] if len(path) == 1 or path[0] == canonical[0] else dotted(path))
 
 
-def _agreed(one: Setting, two: Setting) -> Setting | None:
-    "use_amp: true beside opt_level: O1 is one wish said twice; the level is the exact one."
-    switch, level = (one, two) if one.place.spelled.endswith("use_amp") else (two, one)
-    return level if (switch.value == "fp32") == (level.value == "fp32") else None
-
-
-def _name(setting: Setting, path: tuple) -> str:
-    place = setting.place
-    return (place.spelled or ".".join(map(str, path))) + (f" in line {place.line}" if place.line else f" ({place})")
-
-# %% ../nbs/03_layers.ipynb #b7a88af0
-@dataclass
-class Said:
-    "What one source says: at its top level, and in its stages by name (None: it does not speak of stages)."
-    top: Layer = field(default_factory=dict)
-    stages: dict[str, Layer] | None = None
-    beats_stages: bool = False  # the command line and merge do
-
-
-def said_by(tree: Written, errors: list[str]) -> Said:
-    "The layers of one tree, with all its mistakes added to errors."
-    if not isinstance(tree.value, dict):
-        errors.append(f"{tree.place}  expected a mapping of sections (model, training, …), found {spell_short(tree.plain())}"); return Said()
-    inner = {key: node for key, node in tree.value.items() if key not in ("stages", "extends")}
-    said = Said(flatten(Written(inner, tree.place), errors))
-    _check_values(said.top, errors, "")
-    stages = tree.value.get("stages")
-    if stages is None or stages.value is None: return said
-    if not isinstance(stages.value, list):
-        errors.append(f"{stages.place}  stages  expected a list of stages, each with a name, found {spell_short(stages.plain())}"); return said
-    said.stages = {}
-    for i, stage in enumerate(stages.value): _add_stage(said.stages, i, stage, errors)
-    return said
-
-
-def _add_stage(stages: dict[str, Layer], i: int, stage: Written, errors: list[str]) -> None:
-    place, body = stage.place, stage.value if isinstance(stage.value, dict) else {}
-    if "name" not in body: errors.append(f"{place}  stages.{i}  expected a mapping with a name, found {spell_short(stage.plain())}"); return
-    name = body["name"].value
-    if wrong := [text for path, text in mistakes({"stages": [{"name": name}]})]: errors.append(f"{body['name'].place}  stages.{i}.name  {wrong[0]}"); return
-    if name in stages: errors.append(f"{body['name'].place}  stages.{i}.name  there is a stage {name} already"); return
-    for key in ("run", "stages", "search", "extends"):
-        if key in body: errors.append(f"{body[key].place}  stages.{name}.{key}  belongs to the top of the file, not to a stage")
-    inner = {key: node for key, node in body.items() if key not in ("name", "run", "stages", "search", "extends")}
-    stages[name] = flatten(Written(inner, place), errors, f"stages.{name}.")
-    _check_values(stages[name], errors, f"stages.{name}.")
-
-
-def _check_values(layer: Layer, errors: list[str], scope: str) -> None:
-    for path, message in mistakes(nested({key: setting.value for key, setting in layer.items()})):
-        setting = next((layer[path[:n]] for n in range(len(path), 0, -1) if path[:n] in layer), None) or _said(layer, path[:2])
-        spelled = setting.place.spelled if not setting.place.spelled.startswith("-") else ""
-        shown = spelled if "." in spelled else ".".join(map(str, (*path[:1], spelled, *path[2:]) if spelled else path))
-        errors.append(f"{setting.place}  {scope}{shown}  {message}")
+def _not_plain(value: Any) -> str:
+    "The type of something in this value that YAML cannot say; empty if there is none."
+    if isinstance(value, dict):
+        keys = (f"a key of type {type(key).__name__}" for key in value if type(key) not in (str, int))
+        return next(keys, "") or next((odd for inner in value.values() if (odd := _not_plain(inner))), "")
+    if isinstance(value, list): return next((odd for inner in value if (odd := _not_plain(inner))), "")
+    return "" if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
 def nested(flat: dict[tuple, Any]) -> dict:
@@ -162,30 +145,88 @@ def nested(flat: dict[tuple, Any]) -> dict:
         at[path[-1]] = value
     return tree
 
+# %% ../nbs/03_layers.ipynb #b7a88af0
+@dataclass
+class Sheet:
+    "What one source says: at its top level, and in its stages by name (None: it does not speak of stages)."
+    top: Layer
+    stages: dict[str, Layer] | None = None
+    group: int = 0
+    names_stages: bool = True  # the command line changes stages and does not decide which there are
+
+
+_RESERVED = ("inbox", "code", "tensorboard", "branches", "archive")  # folders of a run, beside those of its stages
+
+
+def sheet_of(tree: Written, errors: list[str]) -> Sheet:
+    "The sheet of one tree, with all its mistakes added to errors."
+    if not isinstance(tree.value, dict):
+        errors.append(f"{tree.place}  expected a mapping of sections (model, training, …), "
+                      f"found {spell_short(tree.plain())}")
+        return Sheet(Layer(errors))
+    inner = {key: node for key, node in tree.value.items() if key not in ("stages", "extends")}
+    sheet = Sheet(Layer(errors).fill(Written(inner, tree.place)))
+    stages = tree.value.get("stages")
+    if stages is None or stages.value is None: return sheet
+    if not isinstance(stages.value, list):
+        sheet.top.tell(stages.place, ("stages",), f"expected a list of stages, each with a name, found {spell_short(stages.plain())}")
+        return sheet
+    sheet.stages = {}
+    for i, stage in enumerate(stages.value): _add_stage(sheet, i, stage, errors)
+    return sheet
+
+
+def _add_stage(sheet: Sheet, i: int, stage: Written, errors: list[str]) -> None:
+    body = stage.value if isinstance(stage.value, dict) else {}
+    if "name" not in body:
+        return sheet.top.tell(stage.place, ("stages", i), f"expected a mapping with a name, found {spell_short(stage.plain())}")
+    name, place = body["name"].value, body["name"].place
+    wrong = [text for _, text in mistakes({"stages": [{"name": name}]})]
+    if name in _RESERVED or str(name).endswith((".json", ".jsonl", ".yaml", ".log")): wrong = [f"{name} is taken in a run folder"]
+    if name in sheet.stages: wrong = [f"there is a stage {name} already"]
+    if wrong: return sheet.top.tell(place, ("stages", i, "name"), wrong[0])
+    inner = {key: node for key, node in body.items() if key != "name"}
+    sheet.stages[name] = Layer(errors, ("stages", name)).fill(Written(inner, stage.place))
+
+
+def stages_of(sheets: list[Sheet]) -> list[str] | None:
+    "The names of the stages, in order: the strongest sheet that speaks of them decides. None if nobody does."
+    return next((list(sheet.stages) for sheet in reversed(sheets) if sheet.stages is not None and sheet.names_stages), None)
+
 # %% ../nbs/03_layers.ipynb #a0a6d0c8
-def read_files(path: str | Path, errors: list[str], asked_by: Place | None = None, above: tuple[str, ...] = ()) -> list[Said]:
-    "What a config file and its parents say, weakest first."
-    path = Path(os.path.normpath(path))
-    real = os.path.realpath(path)
-    circle = (*above, real)
-    if real in above:
-        errors.append(f"{asked_by}  extends  goes in a circle: {' → '.join(map(os.path.basename, circle[above.index(real):]))}"); return []
-    try: tree = _python_config(path, asked_by) if path.suffix == ".py" else parse_yaml(read_text(path, asked_by), str(path))
+_MOST_PARENTS = 50  # deep
+
+
+def read_sheets(path: str | Path, errors: list[str], asked_by: Place | None = None, above: tuple[str, ...] = (),
+                seen: set[str] | None = None) -> list[Sheet]:
+    "The sheets of a config file and its parents, weakest first."
+    path, seen = Path(os.path.normpath(path)), set() if seen is None else seen
+    try: real = os.path.realpath(path)
+    except ValueError as error: errors.append(f"{asked_by or path}  extends  cannot be read: {error}"); return []
+    if real in above or len(above) > _MOST_PARENTS:
+        names = [os.path.basename(name) for name in (*above, real)[above.index(real) if real in above else 0:]]
+        errors.append(f"{asked_by}  extends  " + (f"goes in a circle: {' → '.join(names)}" if real in above
+                                                  else f"goes more than {_MOST_PARENTS} files deep"))
+        return []
+    if real in seen: return []
+    seen.add(real)
+    try: tree = (_python_config(path, asked_by) if path.suffix == ".py" else parse_yaml(read_text(path, asked_by), str(path)))
     except ConfigError as error: errors += error.lines; return []
     parents, found = tree.value.get("extends") if isinstance(tree.value, dict) else None, []
     for parent in (parents.value if isinstance(parents.value, list) else [parents]) if parents else []:
-        if isinstance(parent.value, str): found += read_files(path.parent/parent.value, errors, Place(str(path), parents.place.line, parents.place.col), circle)
+        if isinstance(parent.value, str):
+            found += read_sheets(path.parent/parent.value, errors, Place(str(path), parents.place.line, parents.place.col), (*above, real), seen)
         else: errors.append(f"{parents.place}  extends  expected a file or a list of files, found {spell_short(parent.plain())}")
-    return [*found, said_by(tree, errors)]
+    return [*found, sheet_of(tree, errors)]
 
 
 def _python_config(path: Path, asked_by: Place | None) -> Written:
-    "`SKELETON = {...}` is a stage called skeleton; `TRAINING = {...}` a section; `SEED = 1` a key."
+    "`SKELETON = {...}` is a stage called skeleton, `TRAINING = {...}` a section."
     top, stages = {}, []
     for name, node in read_python(path, asked_by).items():
         name = name.lower()
-        if name in Root.model_fields or not isinstance(node.value, dict): top[name] = node
-        else: stages.append(Written({"name": Written(name, node.place), **node.value}, node.place))
+        if _section(name): top[name] = node
+        elif isinstance(node.value, dict): stages.append(Written({"name": Written(name, node.place), **node.value}, node.place))
     return Written(top | ({"stages": Written(stages, Place(str(path)))} if stages else {}), Place(str(path)))
 
 # %% ../nbs/03_layers.ipynb #02a2aa47
@@ -201,28 +242,44 @@ def overlay(layers: Iterable[Layer]) -> dict[tuple, list[Setting]]:
     return merged
 
 # %% ../nbs/03_layers.ipynb #3da4ce0e
-def said_by_words(words: list[tuple[str, Written]], files: list[Said], errors: list[str]) -> Said:
-    "What the command line says; the last of two equal words wins, and an argument of a builder may stand bare when the files set it."
-    open_keys, names, said = _open_keys(files), [name for source in files for name in source.stages or ()], Said(beats_stages=True)
+def sheet_of_words(words: list[tuple[str, Written]], sheets: list[Sheet], errors: list[str]) -> Sheet:
+    "What a command line says about a config of these sheets."
+    arguments, names, group = _arguments(sheets), stages_of(sheets) or [], 1 + max((s.group for s in sheets), default=0)
+    sheet = Sheet(Layer(errors), {}, group, names_stages=False)
     for key, node in {(key, node.place.spelled): (key, node) for key, node in words}.values():
-        path, scope, layer = tuple(key.split(".")), "", said.top
-        if path[0] == "stages" and len(path) > 2:
-            if path[1] not in names: errors.append(f"{node.place}  {key}  there is no stage {path[1]}{near(path[1], names)}"); continue
-            said.stages = said.stages or {}
-            path, scope, layer = path[2:], f"stages.{path[1]}.", said.stages.setdefault(path[1], {})
-        if len(path) == 1 and path[0] in Root.model_fields and path[0] not in ("model", "data", "run") and issubclass(_type(path[0]), Section):
-            errors.append(f"{node.place}  {key}  is a section; name a key in it, for instance {path[0]}.{next(iter(_type(path[0]).model_fields), 'key')}=…"); continue
-        if find_key(path) is None and len(open_keys.get(path[0], ())) == 1: path = next(iter(open_keys[path[0]]))
-        if len(path) == 1 and path[0] in ("model", "data", "run") and isinstance(node.value, str): path = (path[0], "name")
-        _put(layer, path, node, errors, scope)
-    for scope, layer in (("", said.top), *((f"stages.{name}.", layer) for name, layer in (said.stages or {}).items())): _check_values(layer, errors, scope)
-    return said
+        path, layer = tuple(key.split(".")), sheet.top
+        if path[0] in ("stages", "extends") and (path[0] == "extends" or len(path) < 3):
+            layer.tell(node.place, path, "belongs into the file" if path[0] == "extends" else "needs a stage and a key: stages.NAME.training.lr=…")
+            continue
+        if path[0] == "stages":
+            if path[1] not in names: layer.tell(node.place, path, f"there is no stage {path[1]}{near(path[1], names)}"); continue
+            path, layer = path[2:], sheet.stages.setdefault(path[1], Layer(errors, ("stages", path[1])))
+        if len(path) == 1: path, node = _bare(path[0], node, arguments)
+        if path[:2] == ("search", "space") and len(path) > 2: path, node = path[:2], Written({".".join(path[2:]): node}, node.place)
+        if len(path) == 1 and find_key(path) is None and (hint := near(path[0], arguments)):
+            layer.tell(node.place, path, f"unknown key{hint}")
+        elif (section := _section(path[0])) and len(path) == 1 and not isinstance(node.value, (dict, str)):
+            layer.tell(node.place, path, f"is a section; name a key in it, for instance {path[0]}.{next(iter(section.model_fields), 'key')}=…")
+        else: layer.enter(path, node)
+    for layer in (sheet.top, *sheet.stages.values()): layer.checked()
+    return sheet
 
 
-def _open_keys(files: list[Said]) -> dict[str, set]:
-    "The arguments of builders that the files set: bare name → paths."
-    paths = {path for said in files for layer in (said.top, *(said.stages or {}).values()) for path in layer}
+def _bare(key: str, node: Written, arguments: dict[str, set]) -> tuple[tuple, Written]:
+    "A bare word: an argument that the files set, a canonical key, `no_compile`, or another spelling."
+    known = find_key((key,))
+    if len(arguments.get(key, ())) == 1 and (known is None or known.path[-1] != key): return next(iter(arguments[key])), node
+    if known is None and key.startswith("no_") and node.value is True and (find_key((key[3:],)) or arguments.get(key[3:])):
+        return _bare(key[3:], Written(False, node.place), arguments)
+    return (key,), node
+
+
+def _arguments(sheets: list[Sheet]) -> dict[str, set]:
+    "The arguments of builders that the sheets set: bare name → paths."
+    paths = {path for sheet in sheets for layer in (sheet.top, *(sheet.stages or {}).values()) for path in layer}
     found: dict[str, set] = {}
     for path in paths:
-        if len(path) > 1 and issubclass(_type(path[0]), OpenSection): found.setdefault(path[1], set()).add(path[:2])
+        section = _section(path[0])
+        if len(path) > 1 and section and issubclass(section, OpenSection) and path[1] not in section.model_fields:
+            found.setdefault(path[1], set()).add(path[:2])
     return found

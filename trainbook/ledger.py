@@ -14,13 +14,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .layers import flatten, nested
+from .layers import Layer, nested
 from .lock import Lock, sync, write_whole
-from .schema import Root, mistakes
+from .schema import Root
 from .source import ConfigError, Place, near, written
 
 # %% auto #0
-__all__ = ['EVENTS', 'COMMANDS', 'read_rows', 'last_row', 'Story', 'tell', 'check_changes', 'Ledger']
+__all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'read_rows', 'last_row', 'Story', 'tell', 'check_changes', 'Ledger']
 
 # %% ../nbs/07_ledger.ipynb #e251594b
 # Map of this module, top to bottom:
@@ -34,48 +34,65 @@ _NOT_JSON = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("
 
 
 def _row_text(row: dict) -> bytes:
-    plain = lambda value: value.item() if hasattr(value, "item") else str(value)
+    plain = lambda value: value.tolist() if hasattr(value, "tolist") else str(value)  # NumPy and torch
     try: text = json.dumps(row, allow_nan=False, default=plain)
-    except ValueError: text = json.dumps(_each(json.loads(json.dumps(row, default=plain)), lambda v: v if not isinstance(v, float) or v - v == 0 else json.dumps(v)))
-    return text.encode() + b"\n"
+    except ValueError: text = json.dumps(_tagged(json.loads(json.dumps(row, default=plain))))
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _each(value, change):
-    if isinstance(value, dict): return {key: _each(inner, change) for key, inner in value.items()}
-    if isinstance(value, list): return [_each(inner, change) for inner in value]
-    return change(value)
+def _tagged(value):
+    "NaN as {\"$float\": \"NaN\"}, for JSON has no word for it."
+    if isinstance(value, dict): return {key: _tagged(inner) for key, inner in value.items()}
+    if isinstance(value, list): return [_tagged(inner) for inner in value]
+    return {"$float": json.dumps(value)} if isinstance(value, float) and value - value != 0 else value
+
+
+def _untagged(found: dict): return _NOT_JSON.get(found["$float"]) if list(found) == ["$float"] else found
 
 
 def _row(line: bytes) -> dict | None:
-    "The row of a line, None for one that was torn."
-    try: row = json.loads(line)
-    except ValueError: return None
-    if b'NaN"' in line or b'Infinity"' in line: row = _each(row, lambda v: _NOT_JSON.get(v, v) if isinstance(v, str) else v)
-    return row if isinstance(row, dict) and row.get("event") in EVENTS else None
+    "The row of a line; None for one that was torn, or is none of ours."
+    try: row = json.loads(line, object_hook=_untagged if b'"$float"' in line else None)
+    except (ValueError, RecursionError, TypeError): return None
+    if not isinstance(row, dict) or row.get("event") not in EVENTS: return None
+    if not isinstance(row.get("step", 0), int) or not isinstance(row.get("stage", ""), str | None): return None
+    needs = {"control": ("id", "command"), "end": ("status",), "resume": ("from",)}.get(row["event"], ())
+    return row if all(isinstance(row.get(key), (str, int)) for key in needs) else None
 
 
-def read_rows(folder: str | Path, offset: int = 0, to: int = -1) -> tuple[list[dict], int]:
+def _rows(folder: str | Path, offset: int, only: bytes = b"") -> Iterator[tuple[int, int, dict | None]]:
+    "(where it begins, where it ends, row) for each whole line from this byte on that holds these bytes."
+    try: log = open(Path(folder)/"events.jsonl", "rb")
+    except FileNotFoundError: return
+    with log:
+        log.seek(offset)
+        for line in log:
+            if not line.endswith(b"\n"): return
+            offset += len(line)
+            yield offset - len(line), offset, _row(line) if only in line else None
+
+
+def read_rows(folder: str | Path, offset: int = 0) -> tuple[list[dict], int]:
     "The whole rows of the log from this byte on, and the byte to go on from."
-    try:
-        with open(Path(folder)/"events.jsonl", "rb") as log:
-            log.seek(offset)
-            data = log.read(to if to < 0 else to - offset)
-    except FileNotFoundError: return [], 0
-    data = data[:data.rfind(b"\n") + 1]
-    return [row for line in data.splitlines() if (row := _row(line))], offset + len(data)
+    found = []
+    for _, end, row in _rows(folder, offset):
+        offset = end
+        if row: found.append(row)
+    return found, offset
 
 
 def last_row(folder: str | Path, of: tuple[str, ...] = EVENTS) -> dict:
-    "The newest row of these events near the end of the log; {} if there is none. Reads 4 kB of it, or 64."
+    "The newest row of these events near the end of the log; {} if there is none. Reads 4 kB of it, or more if it must."
     try: log = open(Path(folder)/"events.jsonl", "rb")
     except OSError: return {}
     with log:
         size = log.seek(0, os.SEEK_END)
-        for within in (1 << 12, 1 << 16):
+        for within in (1 << 12, 1 << 16, 1 << 22):
             log.seek(max(0, size - within))
             whole, _, _ = log.read(within).rpartition(b"\n")
             for line in reversed(whole.splitlines()):
                 if (row := _row(line)) and row["event"] in of: return row
+            if within >= size: break
     return {}
 
 # %% ../nbs/07_ledger.ipynb #865e71fc
@@ -83,31 +100,43 @@ class Story:
     "The rows of a log without what a resume superseded; poll() brings what came since."
 
     def __init__(self, folder: str | Path):
-        self.folder, self.rows = Path(folder), []
-        self._offset, self._stages, self._controls = 0, {}, set()
+        self.folder = Path(folder)
+        self._forget()
         self.poll()
+
+    def _forget(self) -> None:
+        self.rows, self._begins, self._offset, self._stages, self._controls = [], [], 0, {}, set()
 
     def poll(self) -> list[dict]:
         "New rows of the log, after they were added to (or, for a resume, cut from) the story."
         try: shrunk = (self.folder/"events.jsonl").stat().st_size < self._offset
         except OSError: shrunk = self._offset > 0
-        if shrunk: self.rows, self._offset, self._stages, self._controls = [], 0, {}, set()  # another log under the same name
-        new, self._offset = read_rows(self.folder, self._offset)
-        for row in new: self._add(row)
+        if shrunk: self._forget()  # another log under the same name
+        new = []
+        for begin, end, row in _rows(self.folder, self._offset):
+            self._offset = end
+            if row: new.append(row); self._add(row, begin)
         return new
 
     def _at(self, row: dict) -> tuple[int, int]: return self._stages.get(row.get("stage"), -1), row.get("step", 0)
 
-    def _add(self, row: dict) -> None:
+    def _add(self, row: dict, begin: int) -> None:
         if row.get("stage") is not None: self._stages.setdefault(row["stage"], len(self._stages))
-        if row["event"] == "resume":
-            point = self._stages.get(row.get("stage"), -1), row.get("from", 0)
-            self.rows = [old for old in self.rows if self._at(old) <= point]
-            self._controls = {old["id"] for old in self.rows if old["event"] == "control"}
-        if row["event"] == "control":
-            if row.get("id") in self._controls: return
-            self._controls.add(row.get("id"))
+        if row["event"] == "resume": self._cut(row)
+        if row["event"] == "control" and row["id"] in self._controls: return
         self.rows.append(row)
+        self._begins.append(begin)
+        if row["event"] == "control": self._controls.add(row["id"])
+
+    def _cut(self, resume: dict) -> None:
+        "What lies after the point of a resume is superseded, and results at that point that its checkpoint did not know."
+        point, known = (self._stages.get(resume.get("stage"), -1), resume["from"]), resume.get("position")
+        def stays(row: dict, begin: int) -> bool:
+            again = known is not None and begin >= known and row["event"] in ("step", "eval", "epoch")
+            return self._at(row) < point or self._at(row) == point and not again
+        kept = [(row, begin) for row, begin in zip(self.rows, self._begins) if stays(row, begin)]
+        self.rows, self._begins = [row for row, _ in kept], [begin for _, begin in kept]
+        self._controls = {row["id"] for row in self.rows if row["event"] == "control"}
 
     def of(self, *events: str, stage: str | None = None) -> Iterator[dict]:
         "The rows of these events."
@@ -119,8 +148,12 @@ COMMANDS = ("pause", "resume", "stop", "save", "evaluate", "set")
 
 def tell(folder: str | Path, command: str, values: dict | None = None) -> str:
     "Drops a command into a run's inbox and returns its id; `values` are what `set` changes: {\"training.lr\": 1e-4}."
-    if command not in COMMANDS: raise ConfigError(f"tell  {command}  unknown command{near(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
-    if (command == "set") != bool(values): raise ConfigError(f"tell  {command}  " + ("says nothing to set; write for instance training.lr=1e-4" if command == "set" else "takes no values"))
+    if command not in COMMANDS:
+        raise ConfigError(f"tell  {command}  unknown command"
+                          + near(command, COMMANDS, f"; there are {', '.join(COMMANDS)}"))
+    if (command == "set") != bool(values):
+        raise ConfigError(f"tell  {command}  " + ("says nothing to set; write for instance training.lr=1e-4"
+                                                  if command == "set" else "takes no values"))
     inbox = Path(folder)/"inbox"
     if not inbox.is_dir(): raise FileNotFoundError(f"{folder}  is no run folder (it has no inbox)")
     row = {"format": 1, "id": uuid.uuid4().hex, "command": command, "sent": time.time()}
@@ -129,15 +162,20 @@ def tell(folder: str | Path, command: str, values: dict | None = None) -> str:
     return row["id"]
 
 
+CHANGEABLE = ("lr", "weight_decay", "momentum", "min_lr", "gamma", "clip", "clip_value", "epochs", "patience", "min_delta",
+              "save_interval", "keep_last_n", "eval_every", "ema", "label_smoothing")
+
+
 def check_changes(values: dict) -> dict:
-    "Settings of training under their canonical names, {\"training.lr\": 1e-4}; ConfigError for anything else."
-    errors: list[str] = []
-    dotted = {tuple(key.split(".")): value for key, value in values.items()}
-    layer = flatten(written(nested(dotted), Place("set")), errors)
-    errors += [f"set  {'.'.join(path)}  {message}" for path, message in mistakes(nested({path: s.value for path, s in layer.items()}))]
-    errors += [f"set  {'.'.join(map(str, path))}  cannot be changed while training" for path in layer if path[0] != "training" or path[1] in ("save_dir", "seed", "device", "batch_size")]
-    if errors: raise ConfigError(*errors)
-    training = Root.model_validate(nested({path: s.value for path, s in layer.items()})).training  # "1e-4" becomes the number
+    "Numbers of training under their canonical names, {\"training.lr\": 1e-4}; ConfigError for anything else."
+    layer = Layer([])
+    for key, value in values.items(): layer.enter(tuple(str(key).split(".")), written(value, Place("set")))
+    for path in layer.checked():
+        if path[0] != "training" or path[1] not in CHANGEABLE or len(path) > 2:
+            layer.tell(Place("set"), path, f"cannot be changed while training; what can is {', '.join(CHANGEABLE)}")
+    if layer.errors: raise ConfigError(*layer.errors)
+    # "1e-4" becomes the number
+    training = Root.model_validate(nested({path: setting.value for path, setting in layer.items()})).training
     return {f"training.{path[1]}": training[path[1]] for path in layer}
 
 # %% ../nbs/07_ledger.ipynb #beac7526
@@ -148,15 +186,16 @@ class Ledger:
         self.folder, self.stage, self.step = Path(folder), None, 0
         self.lock = Lock(self.folder)
         self._rows: list[bytes] = []
-        self._inbox, self._seen = self.folder/"inbox", -1
+        self._inbox, self._seen, self._fresh = self.folder/"inbox", -1, True
         try:
-            self._log = os.open(self.folder/"events.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self._log = os.open(self.folder/"events.jsonl",
+                                os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             size = os.fstat(self._log).st_size
             self._torn = size > 0 and os.pread(self._log, 1, size - 1) != b"\n"
-            self._done = {row["id"] for row in read_rows(self.folder)[0] if row["event"] == "control"}  # commands that the log has
+            self._done = {row["id"] for _, row in self._controls()}  # commands that the log has
         except BaseException: self.lock.release(); raise
 
-    # --- a life begins ----------------------------------------------------------------------------------------------------------------
+    # --- a life begins ----------------------------------------------------------------------------
 
     def start(self, stage: str, **facts) -> None:
         "A stage begins at step 0."
@@ -166,31 +205,40 @@ class Ledger:
         self.sync()
 
     def resume(self, stage: str, step: int, position: int | None = None, **facts) -> list[dict]:
-        """A stage goes on from a checkpoint at this step, which knew the log up to `position` (None: the stage begins anew).
-        Returns the controls that were given since, in order, each to be applied again after its own step with `again`."""
+        """A stage goes on from a checkpoint at this step, which knew the log up to `position`
+        (None: the stage begins anew). Returns the controls that were given since, in order,
+        each to be applied again after its own step with `again`."""
+        later = [row for begin, row in self._controls() if row["command"] == "set" and row.get("stage") == stage
+                 and (row["step"] > step or row["step"] == step and begin >= (position or 0))]
+        outstanding = {row["id"]: row for row in sorted(later, key=lambda row: row["step"])}
         self.stage, self.step = stage, step
-        since = [row for row in read_rows(self.folder, position or 0)[0] if row["event"] == "control" and row.get("command") == "set"
-                 and row.get("stage") == stage and row.get("step", 0) >= step]
-        self.log("resume", step, format=1, pid=os.getpid(), host=platform.node(), **{"from": step}, **facts)
+        self.log("resume", step, format=1, pid=os.getpid(), host=platform.node(), position=position, **{"from": step}, **facts)
         self._discard_stale()
         self.sync()
-        unique = {row["id"]: row for row in sorted(since, key=lambda row: row["step"])}
-        return list(unique.values())
+        return list(outstanding.values())
+
+    def _controls(self) -> Iterator[tuple[int, dict]]:
+        "(where it begins, row) of each control in the log, of all lives."
+        return ((begin, row) for begin, _, row in _rows(self.folder, 0, b'"control"') if row and row["event"] == "control")
 
     def _discard_stale(self) -> None:
-        "Pauses and stops from before were meant for a process that is gone; a number to set is still wanted."
+        "Pauses and stops from before this life were meant for a process that is gone; a number to set is still wanted."
+        if not self._fresh: return
+        self._fresh = False
         for path, row in self._mail():
             if row is None or row["command"] != "set" or row["id"] in self._done:
-                if row is not None and row["id"] not in self._done: self.log("message", text=f"discarded a stale {row['command']}")
+                if row is not None and row["id"] not in self._done:
+                    self.log("message", text=f"discarded a stale {row['command']}")
                 path.unlink(missing_ok=True)
 
-    # --- rows -------------------------------------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
     def log(self, event: str, step: int | None = None, **values) -> None:
         "One row; on disk after the next flush."
         if event not in EVENTS: raise ValueError(f"unknown event {event!r}{near(event, EVENTS)}")
         if step is not None: self.step = step
-        self._rows.append(_row_text({"event": event, "stage": self.stage, "step": self.step, "time": round(time.time(), 3), **values}))
+        self._rows.append(_row_text({"event": event, "stage": self.stage, "step": self.step,
+                                     "time": round(time.time(), 3), **values}))
 
     def flush(self) -> None:
         "The rows are in the file. If it fails (a full disk), they stay in memory for the next time."
@@ -204,7 +252,8 @@ class Ledger:
             self._torn = size > 0
 
     def sync(self) -> None:
-        "The rows are on the disk."
+        "The rows are on the disk. Raises LostOwnership if the run is no longer ours."
+        self.lock.check()
         self.flush()
         sync(self._log)
 
@@ -214,7 +263,7 @@ class Ledger:
         self.flush()
         return os.fstat(self._log).st_size
 
-    # --- commands ---------------------------------------------------------------------------------------------------------------------
+    # --- commands ---------------------------------------------------------------------------------
 
     def commands(self) -> list[dict]:
         "What lies in the inbox: each is a row on disk before it is handed out here, and gone from the inbox."
@@ -228,7 +277,8 @@ class Ledger:
             elif row["id"] not in self._done: taken.append(self._control(row))
         if mail: self.sync()
         for path, _ in mail: path.unlink(missing_ok=True)
-        self._seen = changed if not mail and now - changed > 100_000_000 else -1  # a file may still come within the clock tick of this look
+        # a file may still come within the clock tick of this look
+        self._seen = changed if not mail and now - changed > 100_000_000 else -1
         return taken
 
     def again(self, control: dict) -> None:
@@ -237,7 +287,8 @@ class Ledger:
         self.sync()
 
     def _control(self, row: dict) -> dict:
-        control = {"id": row["id"], "command": row["command"], **({"values": row["values"]} if "values" in row else {})}
+        control = {"id": row["id"], "command": row["command"],
+                   **({"values": row["values"]} if "values" in row else {})}
         self.log("control", **control)
         self._done.add(row["id"])
         return {**control, "step": self.step}
@@ -248,7 +299,7 @@ class Ledger:
         except FileNotFoundError: return []
         return [(self._inbox/name, _command(self._inbox/name)) for name in names]
 
-    # --- a life ends ------------------------------------------------------------------------------------------------------------------
+    # --- a life ends ------------------------------------------------------------------------------
 
     def end(self, status: str, **facts) -> None:
         "The last row of a life: finished, stopped, paused or failed."
@@ -280,4 +331,4 @@ def _command(path: Path) -> dict | None:
         if row["command"] not in COMMANDS or not isinstance(row["id"], str): return None
         if row["command"] == "set": row["values"] = check_changes(row["values"])
         return row
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError): return None

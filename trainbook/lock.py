@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -69,7 +70,9 @@ class LostOwnership(RuntimeError):
     "Another process took the run over; this one must write no more."
 
 
-_HELD: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file → the process that holds it; a fork inherits the table, not the locks
+# (device, inode) of a lock file → the process that holds it; a fork inherits the table, not the locks
+_HELD: dict[tuple[int, int], int] = {}
+_ENTERING = threading.Lock()  # two threads may ask at once, and the kernel tells processes apart, not threads
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -83,23 +86,32 @@ class Lock:
 
     def __init__(self, folder: str | Path):
         self.folder, self.token = Path(folder), uuid.uuid4().hex
-        path = self.folder/".lock"
-        if _HELD.get(_identity(path)) == os.getpid(): raise RunBusy(f"{self.folder}  is in use in this process; call close() on the trainer or ledger that has it")
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try: fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self.fd)
-            if error.errno not in (errno.EACCES, errno.EAGAIN): raise OSError(error.errno, f"{self.folder}  cannot be locked: {error.strerror}; use a file system with locks") from None
-            raise RunBusy(f"{self.folder}  is in use by {describe(owner(self.folder))}; wait for it, or stop it with: trainbook tell {self.folder} stop") from None
-        self.identity = _identity(path)
-        _HELD[self.identity] = os.getpid()
-        try: write_whole(self.folder/"owner.json", json.dumps({"format": 1, "token": self.token, "pid": os.getpid(), "host": platform.node(), "since": time.time()}))
+        self.fd = self.identity = None
+        with _ENTERING: self._take(self.folder/".lock")
+        try:
+            write_whole(self.folder/"owner.json", json.dumps({
+                "format": 1, "token": self.token, "pid": os.getpid(), "host": platform.node(), "since": time.time()}))
         except BaseException: self.release(); raise
+
+    def _take(self, path: Path) -> None:
+        if _HELD.get(_identity(path)) == os.getpid():
+            raise RunBusy(f"{self.folder}  is in use in this process; call close() on the trainer or ledger that has it")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise OSError(error.errno, f"{self.folder}  cannot be locked: {error.strerror}; "
+                                           "use a file system with locks") from None
+            raise RunBusy(f"{self.folder}  is in use by {describe(owner(self.folder))}; wait for it, or end it") from None
+        self.fd, self.identity = fd, _identity(path)
+        _HELD[self.identity] = os.getpid()
 
     def check(self) -> None:
         "Raises LostOwnership if the folder is no longer ours: it was taken over, or deleted."
         if _identity(self.folder/".lock") != self.identity or owner(self.folder).get("token") != self.token:
-            raise LostOwnership(f"{self.folder}  was taken over by {describe(owner(self.folder))} or removed; nothing more is written")
+            raise LostOwnership(f"{self.folder}  was taken over by {describe(owner(self.folder))} or removed; "
+                                "nothing more is written")
 
     def release(self) -> None:
         if self.fd is not None:
@@ -139,7 +151,8 @@ def holder(folder: str | Path) -> dict | None:
 def _is_locked(fd: int) -> bool:
     "F_GETLK: would a lock be refused? The struct differs between Linux and macOS."
     linux = sys.platform != "darwin"
-    ask = struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0) if linux else struct.pack("@qqihh", 0, 0, 0, fcntl.F_WRLCK, 0)
+    ask = (struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0) if linux
+           else struct.pack("@qqihh", 0, 0, 0, fcntl.F_WRLCK, 0))
     answer = fcntl.fcntl(fd, fcntl.F_GETLK, ask)
     kind = struct.unpack("@hhqqi4x", answer)[0] if linux else struct.unpack("@qqihh", answer)[3]
     return kind != fcntl.F_UNLCK

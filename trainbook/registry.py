@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from .config import Config
-from .schema import spell_short
-from .source import ConfigError, near
+from .schema import OpenSection, spell_short
+from .source import ConfigError, dotted, near
 from .spelling import suggestion
 
 # %% auto #0
@@ -31,21 +32,28 @@ KINDS = ("system", "model", "data", "loss", "metric", "optimizer", "scheduler", 
 _BUILDERS: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}
 
 
+def _of(kind: str) -> dict[str, Callable]:
+    if kind in KINDS: return _BUILDERS[kind]
+    raise ConfigError(f"registry  {kind}  unknown kind{near(kind, KINDS, '; there are ' + ', '.join(KINDS))}")
+
+
 def register(kind: str, name: str | None = None) -> Callable:
     "A decorator: `@register(\"model\")` gives the function or class a name, its own in lower case if none is given."
-    if kind not in KINDS: raise ConfigError(f"register  {kind}  unknown kind{near(kind, KINDS)}; there are {', '.join(KINDS)}")
+    _of(kind)
     def enter(builder: Callable) -> Callable:
         key = name or builder.__name__.lower()
-        known = _BUILDERS[kind].get(key)
-        if known and _home(known) != _home(builder): raise ConfigError(f"register  {kind} {key}  is taken by {_home(known)}; give {_home(builder)} another name")
-        _BUILDERS[kind][key] = builder
+        known = _of(kind).get(key)
+        if known and _home(known) != _home(builder):
+            raise ConfigError(f"register  {kind} {key}  is taken by {_home(known)}; "
+                              f"give {_home(builder)} another name")
+        _of(kind)[key] = builder
         return builder
     return enter
 
 
 def names(kind: str) -> list[str]:
     "What is registered in this process."
-    return sorted(_BUILDERS[kind])
+    return sorted(_of(kind))
 
 
 def _home(builder: Callable) -> str: return f"{builder.__module__}:{builder.__qualname__}"
@@ -56,42 +64,61 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 def find(kind: str, name: str, trusted: bool = True) -> Callable:
     "The builder of a name. With trusted=False (a name out of a file from elsewhere) nothing is imported."
-    if builder := _BUILDERS[kind].get(name): return builder
+    if builder := _of(kind).get(name): return builder
     if not trusted:
-        for builder in _BUILDERS[kind].values():
+        for builder in _of(kind).values():
             if _home(builder) == name: return builder
-        raise ConfigError(f"{kind} {spell_short(name)}  is not registered in this process; import what defines it, then load again (nothing is imported for a name out of a file)")
+        raise ConfigError(f"{kind} {spell_short(name)}  is not registered in this process; "
+                          "import what defines it, then load again (nothing is imported for a name out of a file)")
     if not _DOTTED.fullmatch(name):
-        known = f"; registered are {', '.join(names(kind)) or 'none'}; a name elsewhere is written package.module:Name"
+        known = (f"; registered are {', '.join(names(kind)) or 'none'}; "
+                 "a name elsewhere is written package.module:Name")
         raise ConfigError(f"{kind} {spell_short(name)}  is not registered{near(name, names(kind), known)}")
     module, _, path = name.partition(":")
     try: found: Any = import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and not (module + ".").startswith(error.name + "."): raise  # the module is there and misses something itself
-        raise ConfigError(f"{kind} {name}  there is no module {error.name}; is its folder the current one, or on PYTHONPATH?") from None
+        if not error.name or not f"{module}.".startswith(f"{error.name}."): raise _import_failed(kind, name, error) from error
+        raise ConfigError(f"{kind} {name}  there is no module {error.name}; is its folder the current one, "
+                          "or on PYTHONPATH?") from None
+    except Exception as error: raise _import_failed(kind, name, error) from error
     for part in path.split("."):
-        if not hasattr(found, part): raise ConfigError(f"{kind} {name}  {getattr(found, '__name__', module)} has no {part}{near(part, dir(found))}")
+        if not hasattr(found, part):
+            raise ConfigError(f"{kind} {name}  {getattr(found, '__name__', module)} "
+                              f"has no {part}{near(part, dir(found))}")
         found = getattr(found, part)
     if not callable(found): raise ConfigError(f"{kind} {name}  cannot be called, found {type(found).__name__}")
     return found
 
+
+def _import_failed(kind: str, name: str, error: Exception) -> ConfigError:
+    "One line for what went wrong inside the module, with the line of the module."
+    where = next((frame for frame in reversed(traceback.extract_tb(error.__traceback__)) if "importlib" not in frame.filename), None)
+    at = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else f"{where.filename}:{where.lineno}" if where else "?"
+    return ConfigError(f"{kind} {name}  its module cannot be imported: {type(error).__name__}: {error} ({at})")
+
 # %% ../nbs/05_registry.ipynb #cfb94abf
 def wrong_arguments(kind: str, config: Config, given: tuple[str, ...] = ()) -> list[str]:
-    "One line for each argument in the config's section that the builder does not accept; `given` are those that the program passes."
+    """One line for each argument in the config's section that the builder does not accept;
+    `given` are those that the program passes."""
     section = getattr(config, kind)
     try: builder = find(kind, section.name) if section.name else None
-    except ConfigError as error: return [f"{config.place((kind, 'name'))}  {kind}.name  {line}" for line in error.lines]
-    if builder is None: return [f"{config.place((kind,))}  {kind}.name  is missing; registered are {', '.join(names(kind)) or 'none'}; a name elsewhere is written package.module:Name"]
+    except ConfigError as error:
+        return [f"{config.place((kind, 'name'))}  {kind}.name  {line}" for line in error.lines]
+    if builder is None:
+        return [f"{config.place((kind,))}  {kind}.name  is missing; registered are "
+                f"{', '.join(names(kind)) or 'none'}; a name elsewhere is written package.module:Name"]
     accepts, required, anything = _parameters(builder)
     lines = []
     for key in section.arguments:
-        at = f"{config.place((kind, key))}  {kind}.{key}  "
+        at = f"{config.place((kind, key))}  {dotted((kind, key))}  "
         if key in given: lines.append(f"{at}is passed by the program; take it out of the config")
         elif key not in accepts and not anything:
-            hint = near(key, accepts) or suggestion((kind, key)).partition(";")[0] or f"; {section.name} takes {', '.join(accepts) or 'no arguments'}"
+            hint = (near(key, [*accepts, *type(section).model_fields]) or suggestion((kind, key)).partition(";")[0]
+                    or f"; {section.name} takes {', '.join(accepts) or 'no arguments'}")
             lines.append(f"{at}unknown argument of {section.name}{hint}")
-    missing = [key for key in required if key not in section.arguments and key not in given]
-    return lines + [f"{config.place((kind, 'name'))}  {kind}.{key}  is missing; {section.name} needs it" for key in missing]
+    missing = [key for key in required if key not in _arguments(section, accepts) and key not in given]
+    return lines + [f"{config.place((kind, 'name'))}  {kind}.{key}  is missing; {section.name} needs it"
+                    for key in missing]
 
 
 def _parameters(builder: Callable) -> tuple[dict[str, inspect.Parameter], list[str], bool]:
@@ -99,7 +126,14 @@ def _parameters(builder: Callable) -> tuple[dict[str, inspect.Parameter], list[s
     try: parameters = inspect.signature(builder).parameters.values()
     except (TypeError, ValueError): return {}, [], True  # some C functions tell nothing
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return named, [name for name, p in named.items() if p.default is p.empty], any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return (named, [name for name, p in named.items() if p.default is p.empty],
+            any(p.kind == p.VAR_KEYWORD for p in parameters))
+
+
+def _arguments(section: OpenSection, accepts: dict) -> dict[str, Any]:
+    "The arguments of the section, and what it declares itself (num_workers) where the builder asks for it too."
+    declared = {key: section[key] for key in type(section).model_fields if key in accepts and key != "name"}
+    return {**declared, **section.arguments}
 
 
 def build(kind: str, config: Config, **given) -> Any:
@@ -107,12 +141,13 @@ def build(kind: str, config: Config, **given) -> Any:
     if lines := wrong_arguments(kind, config, tuple(given)): raise ConfigError(*lines)
     section = getattr(config, kind)
     builder = find(kind, section.name)
-    return builder(**_with_flags(builder, section.arguments), **given)
+    accepts = _parameters(builder)[0]
+    return builder(**{**_with_flags(accepts, _arguments(section, accepts)), **given})
 
 
-def _with_flags(builder: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+def _with_flags(accepts: dict[str, inspect.Parameter], arguments: dict[str, Any]) -> dict[str, Any]:
     "yes, no, on, off as truth values where the builder wants one."
-    words, accepts = {"yes": True, "on": True, "no": False, "off": False}, _parameters(builder)[0]
+    words = {"yes": True, "on": True, "no": False, "off": False}
     def value(key, text):
         wanted = accepts.get(key)
         flag = wanted is not None and (isinstance(wanted.default, bool) or wanted.annotation in (bool, "bool"))

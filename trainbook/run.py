@@ -5,6 +5,7 @@
 # %% ../nbs/08_run.ipynb #7267425f
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -46,56 +47,74 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 def check_name(name: str) -> str:
     "The name, if it may become a folder."
     if isinstance(name, str) and _NAME.fullmatch(name): return name
-    raise RunError(f"{name!r} is no name for a run; use letters, digits, . _ - (at most 100), beginning with a letter or digit")
+    raise RunError(f"{name!r} is no name for a run; use letters, digits, . _ - (at most 100), "
+                   "beginning with a letter or digit")
 
 
 def _tidy(stem: str) -> str: return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
 
 # %% ../nbs/08_run.ipynb #3e953294
+_INFO = ("id", "name", "created", "parent", "seed", "command", "host", "versions", "git", "found")  # what run.json holds
+
+
 class Run:
     "A run folder, opened for reading; `write()` gives the one writer."
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         try: self.info = json.loads((self.folder/"run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError: raise RunError(f"{folder} is no run (it has no run.json{'; its creation was cut short' if (self.folder/'inbox').is_dir() else ''})") from None
-        except (OSError, ValueError) as error: raise RunError(f"{folder}/run.json cannot be read: {error}") from None
+        except FileNotFoundError:
+            short = "; its creation was cut short" if (self.folder/"inbox").is_dir() else ""
+            raise RunError(f"{folder} is no run (it has no run.json{short})") from None
+        except (OSError, ValueError, RecursionError) as error: raise RunError(f"{folder}/run.json cannot be read: {error}") from None
         form = self.info.get("format") if isinstance(self.info, dict) else None
-        if form != 1: raise RunError(f"{folder}/run.json has format {form!r}, expected 1; " + ("a newer trainbook wrote it: pip install -U trainbook" if isinstance(form, int) and form > 1 else "it is not ours, or damaged"))
+        if isinstance(form, int) and form > 1:
+            raise RunError(f"{folder} has format {form}, expected 1; a newer trainbook wrote it: pip install -U trainbook")
+        missing = [key for key in _INFO if key not in self.info] if isinstance(self.info, dict) else ["everything"]
+        if form != 1 or missing: raise RunError(f"{folder}/run.json is damaged, or not ours: it lacks {', '.join(missing) or 'its format'}")
 
     @classmethod
-    def create(cls, config: Config | None = None, parent: tuple[Run, str, int] | None = None, command: list[str] | None = None) -> Run:
+    def create(cls, config: Config | None = None, parent: tuple[Run, str, int] | None = None,
+               command: list[str] | None = None) -> Run:
         "A new run folder for a config; `parent` is (run, stage, step) for a branch."
         config = config or Config.from_dict({})
         if config.training.save_dir: return cls._create_at(Path(config.training.save_dir), config, parent, command)
         stem = check_name(config.run.name) if config.run.name else _tidy(config.name)
-        return cls._fill(_new_folder(Path(config.run.root)/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"), config, parent, command)
+        return cls._fill(_new_folder(Path(config.run.root)/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"),
+                         config, parent, command)
 
     @classmethod
     def _create_at(cls, folder: Path, config: Config, parent, command) -> Run:
         "save_dir names the folder itself. A run that is there already is resumed, refused, or given a sibling."
+        if folder.name in ("", ".."): folder = folder.resolve()
         os.makedirs(folder, exist_ok=True)
         if not (folder/"run.json").exists():
             with Lock(folder):  # two that start at once: one makes the run, the other finds it busy
                 if not (folder/"run.json").exists(): return cls._fill(folder, config, parent, command)
         if config.run.on_existing == "resume": return cls(folder)
-        if config.run.on_existing == "error": raise RunError(f"{folder} is a run already; choose another save_dir, or run.on_existing: new or resume")
+        if config.run.on_existing == "error":
+            raise RunError(f"{folder} is a run already; choose another save_dir, or run.on_existing: new or resume")
         run = cls._fill(_new_folder(folder.with_name(folder.name + "-2"), 2), config, parent, command)
         print(f"{folder} is a run already; this one is {run.folder}", file=sys.stderr)
         return run
 
     @classmethod
     def _fill(cls, folder: Path, config: Config, parent, command) -> Run:
+        found = sorted(set(os.listdir(folder)) - _OURS)
+        if foreign := [name for name in ("config.yaml", "events.jsonl") if (folder/name).exists() and not _cut_short(folder)]:
+            raise RunError(f"{folder} has a {foreign[0]} of its own; choose another save_dir")
         (folder/"inbox").mkdir(exist_ok=True)
         write_whole(folder/"config.yaml", config.to_yaml())
-        info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seed": config.training.seed,
+        info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2]} if parent else None,
-                "command": sys.argv if command is None else command, "cwd": os.getcwd(), "host": platform.node(), "platform": platform.platform(), "versions": _versions(), "git": _git()}
+                "seed": config.training.seed, "command": sys.argv if command is None else command, "cwd": os.getcwd(),
+                "host": platform.node(), "platform": platform.platform(), "versions": _versions(), "git": _git(), "found": found}
+        if parent: _note_branch(parent[0].folder, info["id"], folder)
         write_whole(folder/"run.json", json.dumps(info, indent=1))
         sync_folder(folder.parent)
         return cls(folder)
 
-    # --- what it is -------------------------------------------------------------------------------------------------------------------
+    # --- what it is -------------------------------------------------------------------------------
 
     @property
     def id(self) -> str: return self.info["id"]
@@ -121,7 +140,8 @@ class Run:
     def progress(self) -> dict:
         "Where it is: stage, step, and the newest numbers, from the end of the log."
         row = last_row(self.folder, ("step", "eval", "epoch"))
-        numbers = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key not in ("step", "time", "epoch")}
+        numbers = {key: value for key, value in row.items()
+                   if isinstance(value, (int, float)) and key not in ("step", "time", "epoch")}
         return {"stage": row.get("stage"), "step": row.get("step", 0), **numbers}
 
     def write(self) -> Ledger:
@@ -132,14 +152,19 @@ class Run:
         "A command for the trainer: run.tell(\"pause\"), run.tell(\"set\", lr=1e-4)."
         return tell(self.folder, command, values or None)
 
-    # --- lineage ----------------------------------------------------------------------------------------------------------------------
+    # --- lineage ----------------------------------------------------------------------------------
 
     @property
     def parent(self) -> dict | None:
         "The run that this one branched from: id, name, stage, step."
         return self.info["parent"]
 
-    def children(self) -> list[Run]: return [run for run in runs(self.folder.parent) if run.parent and run.parent["id"] == self.id]
+    def children(self) -> list[Run]:
+        "The runs that branched from this one, as far as they are still where they were made, or beside it."
+        noted = [Path(path.read_text()) for path in (self.folder/"branches").glob("*")]
+        found = {run.id: run for run in [*runs(self.folder.parent), *(Run(path) for path in noted if (path/"run.json").exists())]
+                 if run.parent and run.parent["id"] == self.id}
+        return list(found.values())
 
     def ancestors(self) -> list[Run]:
         "From the parent up, as far as their folders are still here."
@@ -148,45 +173,59 @@ class Run:
         while run and run.parent and (run := beside.get(run.parent["id"])) and run not in found: found.append(run)
         return found
 
-    # --- its end ----------------------------------------------------------------------------------------------------------------------
+    # --- its end ----------------------------------------------------------------------------------
 
     def sizes(self) -> dict[str, int]:
         "Bytes on the disk by part: each stage, the log, the rest."
         found: dict[str, int] = {}
         for entry in os.scandir(self.folder):
-            part = entry.name if entry.is_dir(follow_symlinks=False) and entry.name != "inbox" else "log" if entry.name == "events.jsonl" else "rest"
+            part = (entry.name if entry.is_dir(follow_symlinks=False) and entry.name != "inbox"
+                    else "log" if entry.name == "events.jsonl" else "rest")
             found[part] = found.get(part, 0) + sum(_bytes(entry))
         return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
     def check_removable(self) -> None:
-        "RunError if it must stay: it runs, or others branched from it."
+        "RunError if it must stay: it runs, others branched from it, or it holds what the run did not make."
         if self.folder.is_symlink(): raise RunError(f"{self.folder} is a link; remove the folder that it leads to")
         if alive := holder(self.folder): raise RunError(f"{self.name} is running (process {alive['pid']}); stop it first")
-        if children := self.children(): raise RunError(f"{', '.join(run.name for run in children)} branched from {self.name}; remove {'it' if len(children) == 1 else 'them'} first")
+        if children := self.children():
+            raise RunError(f"{', '.join(run.name for run in children)} branched from {self.name}; "
+                           f"remove {'it' if len(children) == 1 else 'them'} first")
+        if foreign := [name for name in self.info["found"] if (self.folder/name).exists()]:
+            raise RunError(f"{self.folder} holds what the run did not make ({', '.join(foreign[:5])}); move that away first")
 
     def remove(self) -> None:
         "Deletes the folder. It is renamed first, so that a deletion that is cut short leaves no half run."
         self.check_removable()
-        trash = self.folder.with_name(f".trash-{self.name}-{uuid.uuid4().hex[:6]}")
-        os.rename(self.folder, trash)
+        with Lock(self.folder): trash = self._to_trash()
         shutil.rmtree(trash)
 
+    def _to_trash(self) -> Path:
+        trash = self.folder.with_name(f".trash-{self.name[:60]}-{uuid.uuid4().hex[:6]}")
+        os.rename(self.folder, trash)
+        return trash
+
     def archive(self) -> Path:
-        "Packs the folder into archive/NAME.tar.gz beside it, compares the pack with the folder, and removes the folder."
+        "Packs the folder into archive/NAME.tar.gz beside it, reads the pack back and compares, and removes the folder."
         self.check_removable()
         pack = self.folder.parent/"archive"/f"{self.name}.tar.gz"
         pack.parent.mkdir(exist_ok=True)
         if pack.exists(): raise RunError(f"{pack} exists already; move it away first")
         beside = pack.with_name(f".tmp-{pack.name}")
-        try:
-            with tarfile.open(beside, "w:gz") as tar: tar.add(self.folder, self.name)
-            with tarfile.open(beside) as tar: packed = {member.name: member.size for member in tar if member.isfile()}
-            there = {str(Path(self.name)/path.relative_to(self.folder)): path.stat().st_size for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()}
-            if packed != there: raise RunError(f"{self.name} changed while it was packed; nothing was removed")
-            os.rename(beside, pack)
-        finally: beside.unlink(missing_ok=True)
-        sync_folder(pack.parent)
-        self.remove()
+        with Lock(self.folder):
+            # nobody may open the lock file: closing it again would drop the lock
+            leave = {f"{self.name}/.lock", f"{self.name}/owner.json"}
+            try:
+                with tarfile.open(beside, "w:gz") as tar: tar.add(self.folder, self.name, filter=lambda m: None if m.name in leave else m)
+                with tarfile.open(beside) as tar: packed = {m.name: _digest(tar.extractfile(m)) for m in tar if m.isfile() or m.islnk()}
+                there = {f"{self.name}/{path.relative_to(self.folder)}": path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()}
+                if packed != {name: _digest(open(path, "rb")) for name, path in there.items() if name not in leave}:
+                    raise RunError(f"{self.name} changed while it was packed; nothing was removed")
+                os.rename(beside, pack)
+            finally: beside.unlink(missing_ok=True)
+            sync_folder(pack.parent)
+            trash = self._to_trash()
+        shutil.rmtree(trash)
         return pack
 
     def __eq__(self, other) -> bool: return isinstance(other, Run) and self.id == other.id
@@ -194,7 +233,8 @@ class Run:
 
     def __repr__(self) -> str:
         where = self.progress()
-        return f"Run {self.folder}  {self.status}" + (f"  {where['stage']} step {where['step']:,}" if where["stage"] else "")
+        return (f"Run {self.folder}  {self.status}"
+                + (f"  {where['stage']} step {where['step']:,}" if where["stage"] else ""))
 
 # %% ../nbs/08_run.ipynb #cc6d9fc5
 def _new_folder(path: Path, first: int = 1) -> Path:
@@ -208,6 +248,29 @@ def _new_folder(path: Path, first: int = 1) -> Path:
     raise RunError(f"{path.parent} has ten thousand runs called {stem}")
 
 
+_OURS = {"inbox", "config.yaml", "events.jsonl", ".lock", "owner.json", "train.log"}
+
+
+def _cut_short(folder: Path) -> bool:
+    "A creation that was cut short has left nothing but these, and an empty inbox."
+    try: names = {name for name in os.listdir(folder) if not name.startswith(".tmp-")}
+    except OSError: return False
+    ours = names <= {"inbox", "config.yaml", ".lock", "owner.json"} and "inbox" in names
+    return ours and not os.listdir(folder/"inbox") and holder(folder) is None
+
+
+def _note_branch(parent: Path, child: str, folder: Path) -> None:
+    "The parent knows where its branches are, so that it is not removed; in a parent that may not be written it stays unknown."
+    try:
+        (parent/"branches").mkdir(exist_ok=True)
+        write_whole(parent/"branches"/child, str(folder.absolute()))
+    except PermissionError: pass
+
+
+def _digest(file) -> str:
+    with file: return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("trainbook", "torch", "numpy", "safetensors"):
@@ -218,8 +281,11 @@ def _versions() -> dict[str, str]:
 
 def _git() -> dict | None:
     "The commit of the current folder and whether it has changes; None outside a repository."
-    def ask(*words): return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    try: return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    def ask(*words):
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    try:
+        return {"commit": ask("rev-parse", "HEAD"),
+                "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError): return None
 
 
@@ -244,16 +310,19 @@ def runs(root: str | Path = "runs") -> list[Run]:
 
 
 def cut_short(root: str | Path = "runs") -> list[Path]:
-    "Folders whose creation as a run was cut short."
-    return sorted(path.parent for path in Path(root).glob("*/inbox") if not (path.parent/"run.json").exists())
+    "Folders whose creation as a run was cut short, and that hold nothing."
+    return sorted(path.parent for path in Path(root).glob("*/inbox") if _cut_short(path.parent))
 
 
 def find_run(name: str | Path, root: str | Path = "runs") -> Run:
     "A run by its folder, or by its name below root."
     for folder in (Path(name), Path(root)/name):
         if (folder/"run.json").is_file(): return Run(folder)
-        if folder == Path(name) and not _NAME.fullmatch(str(name)): break  # a path is a path; only a plain name is looked for in root
+        if folder == Path(name) and not _NAME.fullmatch(str(name)):
+            break  # a path is a path; only a plain name is looked for in root
     known = [run.name for run in runs(root)]
     if Path(name).is_dir(): Run(name)  # says why it is none
-    close = near(name, known) or next((f", did you mean {run}?" for run in reversed(known) if run.startswith(str(name))), "")
-    raise RunError(f"there is no run {name}{close or (f'; {root} has ' + ', '.join(known[-5:]) if known else f'; {root} has none')}")
+    close = near(name, known) or next((f", did you mean {run}?" for run in reversed(known)
+                                       if run.startswith(str(name))), "")
+    raise RunError(f"there is no run {name}"
+                   f"{close or (f'; {root} has ' + ', '.join(known[-5:]) if known else f'; {root} has none')}")

@@ -14,9 +14,10 @@ from pydantic_core import PydanticCustomError
 from .source import near, scalar, spell
 
 # %% auto #0
-__all__ = ['Number', 'Count', 'Flag', 'Text', 'Texts', 'Mapping', 'Span', 'Some', 'OPTIMIZERS', 'SCHEDULERS', 'PRECISIONS',
-           'refuse', 'spell_short', 'whole_number', 'yes_or_no', 'Duration', 'duration', 'Section', 'OpenSection',
-           'Training', 'Run', 'Model', 'Data', 'Inference', 'Logging', 'Search', 'Parts', 'Stage', 'Root', 'mistakes']
+__all__ = ['Number', 'Count', 'Flag', 'Text', 'Texts', 'Mapping', 'Numbers', 'Items', 'Positive', 'Fraction', 'AtLeastOne',
+           'Span', 'PositiveSpan', 'OPTIMIZERS', 'SCHEDULERS', 'PRECISIONS', 'refuse', 'spell_short', 'whole_number',
+           'yes_or_no', 'Duration', 'duration', 'Section', 'OpenSection', 'Training', 'Run', 'Model', 'Data',
+           'Inference', 'Logging', 'Search', 'Parts', 'Stage', 'Root', 'mistakes']
 
 # %% ../nbs/01_schema.ipynb #e400d11d
 # Map of this module, top to bottom:
@@ -28,7 +29,8 @@ __all__ = ['Number', 'Count', 'Flag', 'Text', 'Texts', 'Mapping', 'Span', 'Some'
 # %% ../nbs/01_schema.ipynb #aa193248
 def refuse(what: str, value: object, hint: str = ""):
     "Raises the mistake `expected <what>, found <value><hint>`."
-    raise PydanticCustomError("expected", "expected {what}, found {found}{hint}", {"what": what, "found": spell_short(value), "hint": hint})
+    raise PydanticCustomError("expected", "expected {what}, found {found}{hint}",
+                              {"what": what, "found": spell_short(value), "hint": hint})
 
 
 def spell_short(value: object) -> str:
@@ -40,13 +42,16 @@ def spell_short(value: object) -> str:
 def _as_number(value):
     if isinstance(value, str): value = scalar(value) if isinstance(scalar(value), (int, float)) else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value: refuse("a number", value)
-    return float(value)
+    try: return float(value)
+    except OverflowError: refuse("a number that a computer can hold", value)
 
 
 def whole_number(value: object) -> int:
     "3, 3.0 and \"3\" are; 2.5, true and \"three\" are refused."
     if isinstance(value, str): value = scalar(value) if isinstance(scalar(value), (int, float)) else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value in (float("inf"), -float("inf")) or int(value) != value: refuse("a whole number", value)
+    if (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
+            or value in (float("inf"), -float("inf")) or int(value) != value):
+        refuse("a whole number", value)
     return int(value)
 
 
@@ -59,7 +64,8 @@ def yes_or_no(value: object) -> bool:
 
 
 def _as_text(value):
-    if not isinstance(value, str): refuse(f'text (write "{spell(value)}" in quotes)' if isinstance(value, (int, float)) else "text", value)
+    if not isinstance(value, str):
+        refuse(f'text (write "{spell(value)}" in quotes)' if isinstance(value, (int, float)) else "text", value)
     return value
 
 
@@ -67,12 +73,19 @@ def _as_list(value): return value if isinstance(value, list) else refuse("a list
 def _as_mapping(value): return value if isinstance(value, dict) else refuse("a mapping", value)
 
 
-Number = Annotated[float, BeforeValidator(_as_number), Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_as_number)]
 Count = Annotated[int, BeforeValidator(whole_number)]
-Flag = Annotated[bool, BeforeValidator(yes_or_no)]
+Flag = Annotated[bool, BeforeValidator(yes_or_no), WithJsonSchema({"anyOf": [
+    {"type": "boolean"}, {"enum": ["yes", "no", "on", "off", 0, 1]}]})]
 Text = Annotated[str, BeforeValidator(_as_text)]
-Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else _as_list(value))]
+Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else _as_list(value)),
+                  WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})]
 Mapping = Annotated[dict[Any, Any], BeforeValidator(_as_mapping)]
+Numbers = Annotated[list[Number], BeforeValidator(_as_list)]
+Items = Annotated[list[Any], BeforeValidator(_as_list)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_as_number)]
+Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_as_number)]
+AtLeastOne = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
 
 
 def _one_of(*words: str, also: dict[str, str] | None = None, dotted: bool = False):
@@ -83,8 +96,12 @@ def _one_of(*words: str, also: dict[str, str] | None = None, dotted: bool = Fals
         if dotted and isinstance(value, str) and ":" in value: return value
         others = ", ".join(words) + (", or package.module:Name" if dotted else "")
         refuse(f"one of {others}", value, near(value, words))
-    choice = {"enum": list(words)}
-    return Annotated[str, BeforeValidator(check), WithJsonSchema({"anyOf": [choice, {"pattern": ":"}, *({"const": w} for w in also or {})]} if dotted or also else choice)]
+    every = [*words, *(also or {})]
+    in_any_case = "|".join("".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else re.escape(c) for c in w) for w in every)
+    choices = [{"enum": list(words)}, {"type": "string", "pattern": f"^({in_any_case})$"}]
+    if also: choices.append({"enum": [value for word in also if not isinstance(value := scalar(word), str)]})
+    if dotted: choices.append({"type": "string", "pattern": ":"})
+    return Annotated[str, BeforeValidator(check), WithJsonSchema({"anyOf": choices})]
 
 # %% ../nbs/01_schema.ipynb #d4f0f6af
 class Duration(NamedTuple):
@@ -93,20 +110,26 @@ class Duration(NamedTuple):
     unit: Literal["epochs", "steps", "seconds"]
 
 
-_UNITS = {"epoch": ("epochs", 1), "step": ("steps", 1), "update": ("steps", 1), "iteration": ("steps", 1), "iter": ("steps", 1), "batch": ("steps", 1),
-          "s": ("seconds", 1), "sec": ("seconds", 1), "second": ("seconds", 1), "min": ("seconds", 60), "minute": ("seconds", 60), "m": ("seconds", 60),
+_UNITS = {"epoch": ("epochs", 1), "step": ("steps", 1), "update": ("steps", 1),
+          "iteration": ("steps", 1), "iter": ("steps", 1),
+          "s": ("seconds", 1), "sec": ("seconds", 1), "second": ("seconds", 1),
+          "min": ("seconds", 60), "minute": ("seconds", 60), "m": ("seconds", 60),
           "h": ("seconds", 3600), "hour": ("seconds", 3600), "d": ("seconds", 86400), "day": ("seconds", 86400)}
 _SPAN = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([a-z]+)")
 
 
 def duration(value: float | str) -> Duration:
     "`5` is epochs, `\"200 steps\"`, `\"10 min\"`."
-    if isinstance(value, str) and isinstance(number := scalar(value), (int, float)) and not isinstance(number, bool): value = number
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"): return Duration(value, "epochs")
+    if isinstance(value, str) and isinstance(number := scalar(value), (int, float)) and not isinstance(number, bool):
+        value = number
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return Duration(value, "epochs")
     if isinstance(value, str) and (found := _SPAN.fullmatch(value.strip().lower())):
         unit, factor = _UNITS.get(found[2]) or _UNITS.get(found[2].removesuffix("s")) or ("", 0)
         amount = float(found[1]) * factor
-        if unit == "steps" and amount != int(amount): raise ValueError(f"expected whole steps, found {spell_short(value)}")
+        if amount == float("inf"): unit = ""
+        if unit == "steps" and amount % 1:
+            raise ValueError(f"expected whole steps, found {spell_short(value)}")
         if unit: return Duration(int(amount) if amount == int(amount) else amount, unit)
     raise ValueError(f"expected a duration (5 is epochs, \"200 steps\", \"10 min\"), found {spell_short(value)}")
 
@@ -117,14 +140,17 @@ def _as_span(value):
     return scalar(value) if isinstance(value, str) and isinstance(scalar(value), (int, float)) else value
 
 
-def _as_some(value):
+def _as_positive_span(value):
     value = _as_span(value)
     return value if duration(value).amount else refuse("a duration of more than nothing", value)
 
 
-_SPAN_SCHEMA = WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*[0-9][0-9._eE+-]*\s*[A-Za-z]+\s*$"}]})
-Span = Annotated[int | float | str, BeforeValidator(_as_span), _SPAN_SCHEMA]
-Some = Annotated[int | float | str, BeforeValidator(_as_some), _SPAN_SCHEMA]
+_IN_UNITS = {"type": "string", "pattern":
+             rf"^\s*[0-9][0-9_]*(\.[0-9]+)?([eE][-+]?[0-9]+)?\s*({'|'.join(_UNITS)})s?\s*$"}
+Span = Annotated[int | float | str, BeforeValidator(_as_span), WithJsonSchema({"anyOf": [
+    {"type": "number", "minimum": 0}, _IN_UNITS]})]
+PositiveSpan = Annotated[int | float | str, BeforeValidator(_as_positive_span), WithJsonSchema({"anyOf": [
+    {"type": "number", "exclusiveMinimum": 0}, _IN_UNITS]})]
 
 # %% ../nbs/01_schema.ipynb #a1a58cb7
 class Section(BaseModel):
@@ -135,22 +161,24 @@ class Section(BaseModel):
     def __len__(self): return len(self.keys())
     def __contains__(self, key): return key in self.keys()
     def __getitem__(self, key: str):
-        if key not in self.keys(): raise KeyError(f"{type(self).__name__.lower()} has no {key!r}{near(key, self.keys())}")
-        return getattr(self, key)
+        if key not in self.keys():
+            raise KeyError(f"{type(self).__name__.lower()} has no {key!r}{near(key, self.keys())}")
+        return self.__dict__[key] if key in self.__dict__ else self.model_extra[key]  # an argument may be called `copy`
 
     def get(self, key: str, default=None): return self[key] if key in self else default
-    def items(self): return [(key, getattr(self, key)) for key in self.keys()]
+    def items(self): return [(key, self[key]) for key in self.keys()]
 
     def __getattr__(self, key: str):
-        if not key.startswith("_") and key in (self.model_extra or {}): return self.model_extra[key]
+        if not key.startswith("__") and key in (self.model_extra or {}): return self.model_extra[key]
         raise AttributeError(f"{type(self).__name__.lower()} has no {key!r}{near(key, self.keys())}")
 
     def __setattr__(self, key: str, value):
-        raise TypeError(f"a config is a value; make another: config.merge({{'{type(self).__name__.lower()}': {{'{key}': {value!r}}}}})")
+        raise TypeError("a config is a value; make another: "
+                        f"config.merge({{'{type(self).__name__.lower()}': {{'{key}': {value!r}}}}})")
 
 
 class OpenSection(Section):
-    "A section whose other keys are arguments of the builder that `name` names; they are checked when it is looked up."
+    "A section whose other keys are arguments of the builder that `name` names."
     model_config = ConfigDict(extra="allow")
 
     @property
@@ -162,11 +190,14 @@ class OpenSection(Section):
 def _key(default, says: str, **bounds): return Field(default, description=says, **bounds)
 
 # %% ../nbs/01_schema.ipynb #b0fd54e4
-OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta", "adafactor", "adagrad", "adamax", "asgd", "lbfgs", "muon", "nadam", "radam", "rmsprop", "rprop", "sparseadam")
+OPTIMIZERS = ("adamw", "adam", "sgd", "adadelta", "adafactor", "adagrad", "adamax", "asgd", "lbfgs", "muon", "nadam",
+              "radam", "rmsprop", "rprop", "sparseadam")
 SCHEDULERS = ("constant", "cosine", "linear", "step", "multistep", "onecycle", "polynomial", "plateau")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-_PRECISION_WORDS = {"true": "auto", "yes": "auto", "on": "auto", "amp": "auto", "mixed": "auto", "false": "fp32", "no": "fp32", "off": "fp32", "none": "fp32",
-                    "32": "fp32", "32-true": "fp32", "float32": "fp32", "16": "fp16", "16-mixed": "fp16", "float16": "fp16", "bf16-mixed": "bf16", "bfloat16": "bf16"}
+_PRECISION_WORDS = {"true": "auto", "yes": "auto", "on": "auto", "amp": "auto", "mixed": "auto",
+                    "false": "fp32", "no": "fp32", "off": "fp32", "none": "fp32",
+                    "32": "fp32", "32-true": "fp32", "float32": "fp32", "16": "fp16", "16-mixed": "fp16",
+                    "float16": "fp16", "bf16-mixed": "bf16", "bfloat16": "bf16"}
 
 
 class _Update(Section):
@@ -175,41 +206,49 @@ class _Update(Section):
     lr: Number = _key(1e-4, "learning rate at its highest", ge=0)
     weight_decay: Number = _key(0.01, "decay of weights", ge=0)
     momentum: Number = _key(0.9, "for optimizers that have it", ge=0, lt=1)
-    betas: Annotated[list[Number], BeforeValidator(_as_list)] | None = _key(None, "for the Adam family", min_length=2, max_length=3)
+    betas: Annotated[Numbers, Field(min_length=2, max_length=3)] | None = _key(None, "for the Adam family")
     no_decay: Flag = _key(False, "leave norms and biases out of weight decay")
-    groups: Annotated[list[Mapping], BeforeValidator(_as_list)] | None = _key(None, "parameters with settings of their own: [{match: 'llm.*', lr: 1e-6}]")
-    freeze: Texts | Mapping | None = _key(None, "patterns of parameters that stay as they are; a mapping gives the epoch of thawing")
+    groups: Annotated[list[Mapping], BeforeValidator(_as_list)] | None = _key(
+        None, "parameters with settings of their own: [{match: 'llm.*', lr: 1e-6}]")
+    freeze: Texts | Mapping | None = _key(
+        None, "patterns of parameters that stay as they are; a mapping gives the epoch of thawing")
     accumulate: Count = _key(1, "batches in one update", ge=1)
-    clip: Number | None = _key(None, "largest norm of the gradient", gt=0)
-    clip_value: Number | None = _key(None, "largest absolute value in the gradient", gt=0)
+    clip: Positive | None = _key(None, "largest norm of the gradient")
+    clip_value: Positive | None = _key(None, "largest absolute value in the gradient")
     nonfinite: _one_of("stop", "skip") = _key("stop", "at a NaN or infinite gradient")
 
 
 class _Schedule(Section):
     "How the learning rate moves."
-    scheduler: _one_of(*SCHEDULERS, also={"none": "constant", "steplr": "step", "reduceonplateau": "plateau", "reducelronplateau": "plateau", "one_cycle": "onecycle"},
+    scheduler: _one_of(*SCHEDULERS, also={"none": "constant", "steplr": "step", "reduceonplateau": "plateau",
+                                          "reducelronplateau": "plateau", "one_cycle": "onecycle"},
                        dotted=True) = _key("cosine", "shape of the learning rate over training")
     warmup: Span = _key(0, "linear rise before any schedule")
     min_lr: Number = _key(0.0, "the floor", ge=0)
-    step_size: Some = _key(1, "step: how often to multiply by gamma")
-    milestones: Annotated[list[Span], BeforeValidator(_as_list)] | None = _key(None, "multistep: when to multiply by gamma")
+    step_size: PositiveSpan = _key(1, "step: how often to multiply by gamma")
+    milestones: Annotated[list[Span], BeforeValidator(_as_list)] | None = _key(
+        None, "multistep: when to multiply by gamma")
     gamma: Number = _key(0.1, "step, multistep, plateau: the factor", gt=0, le=1)
     power: Number = _key(1.0, "polynomial: the exponent", gt=0)
     plateau_patience: Count = _key(10, "plateau: evaluations without improvement", ge=0)
-    after_end: _one_of("stretch", "hold", "restart") | None = _key(None, "the schedule when training goes on after its end")
+    after_end: _one_of("stretch", "hold", "restart") | None = _key(
+        None, "the schedule when training goes on after its end")
 
 # %% ../nbs/01_schema.ipynb #48cc4aa8
 class _Loop(Section):
     "What is run, and how long."
-    epochs: Some = _key(10, "how long to train")
+    epochs: PositiveSpan = _key(10, "how long to train")
     batch_size: Count = _key(32, "samples in one batch", ge=1)
-    val_batch_size: Count | None = _key(None, "samples in one validation batch; batch_size if not given", ge=1)
-    loss: Text | Mapping | None = _key(None, "name, or {name: …, its arguments}; inferred from the first batch if not given")
+    val_batch_size: AtLeastOne | None = _key(None, "samples in one validation batch; batch_size if not given")
+    loss: Text | Mapping | None = _key(
+        None, "name, or {name: …, its arguments}; inferred from the first batch if not given")
     label_smoothing: Number = _key(0.0, "for cross-entropy", ge=0, lt=1)
-    class_weights: Annotated[list[Number], BeforeValidator(_as_list)] | Mapping | _one_of("balanced") | None = _key(None, "a list, {class: weight}, or balanced")
-    curriculum: Mapping | Annotated[list[Any], BeforeValidator(_as_list)] | None = _key(None, "what of the data is used from which epoch on")
-    eval_every: Some | None = _key(1, "how often to evaluate; null is never")
-    limit: Count | None = _key(None, "batches per epoch and evaluation, for smoke runs", ge=1)
+    class_weights: Numbers | Mapping | _one_of("balanced") | None = _key(
+        None, "a list, {class: weight}, or balanced")
+    curriculum: Mapping | Items | None = _key(
+        None, "what of the data is used from which epoch on")
+    eval_every: PositiveSpan | None = _key(1, "how often to evaluate; null is never")
+    limit: AtLeastOne | None = _key(None, "batches per epoch and evaluation, for smoke runs")
     seed: Count = _key(42, "of everything random", ge=0)
     deterministic: Flag = _key(False, "deterministic algorithms, where torch has them")
 
@@ -232,15 +271,15 @@ class _Watch(Section):
     patience: Count = _key(3, "evaluations without improvement before stopping", ge=0)
     min_delta: Number = _key(0.0, "the smallest change that counts as improvement", ge=0)
     restore_best: Flag = _key(False, "end with the best weights")
-    ema: Number | None = _key(None, "decay of an average of the weights", gt=0, lt=1)
+    ema: Fraction | None = _key(None, "decay of an average of the weights")
 
 
 class _Save(Section):
     "What is kept."
     save_dir: Text | None = _key(None, "the run folder itself; runs/<name>-<date> if not given")
-    save_interval: Some | None = _key(5, "how often to keep a checkpoint; null is only best and latest")
-    keep_last_n: Count | None = _key(3, "periodic checkpoints that stay; null keeps all", ge=1)
-    keep_every: Some | None = _key(None, "checkpoints that are never pruned")
+    save_interval: PositiveSpan | None = _key(5, "how often to keep a checkpoint; null is only best and latest")
+    keep_last_n: AtLeastOne | None = _key(3, "periodic checkpoints that stay; null keeps all")
+    keep_every: PositiveSpan | None = _key(None, "checkpoints that are never pruned")
     export: Mapping | None = _key(None, "plain files beside the checkpoints: {best: best_model.pth}")
 
 
@@ -266,7 +305,7 @@ class Data(OpenSection):
     "Which data: `name` and the arguments of its builder; how it is loaded."
     name: Text | None = _key(None, "a registered builder, or package.module:Name")
     num_workers: Count = _key(0, "processes that load data", ge=0)
-    prefetch: Count | None = _key(None, "batches that a worker prepares ahead", ge=1)
+    prefetch: AtLeastOne | None = _key(None, "batches that a worker prepares ahead")
     pin_memory: Flag | None = _key(None, "page-locked memory; on for CUDA if not given")
     shuffle: Flag = _key(True, "the training data, anew each epoch")
     drop_last: Flag = _key(False, "leave out the last, short batch")
@@ -278,10 +317,10 @@ class Inference(OpenSection):
 
 class Logging(Section):
     "What is written down while training."
-    every: Some = _key("10 steps", "how often losses are fetched and written")
+    every: PositiveSpan = _key("10 steps", "how often losses are fetched and written")
     tensorboard: Flag = _key(False, "event files in the run folder")
     wandb: Flag | Mapping = _key(False, "Weights & Biases: true, or {project: …}")
-    histograms: Some | None = _key(None, "how often to record weight histograms")
+    histograms: PositiveSpan | None = _key(None, "how often to record weight histograms")
 
 
 class Search(Section):
@@ -289,9 +328,10 @@ class Search(Section):
     method: _one_of("grid", "random", "bayes") = _key("random", "how to choose the next try")
     trials: Count = _key(20, "how many tries; a grid runs all", ge=1)
     target: Text | None = _key(None, "the metric to improve; the monitor if not given")
-    direction: _one_of("minimize", "maximize", also={"min": "minimize", "max": "maximize"}) | None = _key(None, "known for the usual metrics")
+    direction: _one_of("minimize", "maximize", also={"min": "minimize", "max": "maximize"}) | None = _key(
+        None, "known for the usual metrics")
     space: Mapping = _key({}, "{training.lr: [1e-3, 1e-4]} or {training.lr: {low: 1e-5, high: 1e-3, log: true}}")
-    timeout: Some | None = _key(None, "end of the search")
+    timeout: PositiveSpan | None = _key(None, "end of the search")
 
 
 class Parts(Section):
@@ -313,7 +353,8 @@ class Parts(Section):
 
 class Stage(Parts):
     "One stage: a name, and what differs from the whole."
-    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = _key(..., "also the name of its folder")
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = _key(
+        ..., "also the name of its folder")
 
 
 class Root(Parts):
@@ -323,8 +364,10 @@ class Root(Parts):
     search: Search = Search()
 
 # %% ../nbs/01_schema.ipynb #f837dbbf
-_SENTENCES = {"greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}", "less_than_equal": "at most {le}",
-              "too_short": "at least {min_length} values", "too_long": "at most {max_length} values", "finite_number": "a finite number",
+_SENTENCES = {"greater_than": "more than {gt}", "greater_than_equal": "at least {ge}",
+              "less_than": "less than {lt}", "less_than_equal": "at most {le}",
+              "too_short": "at least {min_length} values", "too_long": "at most {max_length} values",
+              "finite_number": "a finite number",
               "string_pattern_mismatch": "a name of letters, digits and . _ - that begins with a letter or digit"}
 
 
@@ -335,18 +378,29 @@ def mistakes(values: dict) -> list[tuple[tuple, str]]:
     else: return []
     said: dict[tuple, list[str]] = {}
     for one in found:
-        path = tuple(part for part in one["loc"] if not (isinstance(part, str) and ("[" in part or part in ("float", "int", "str", "bool", "function-before"))))
-        bounds = {key: f"{bound:g}" if isinstance(bound, (int, float)) else bound for key, bound in one.get("ctx", {}).items()}
-        sentence = one["msg"] if one["type"] == "expected" else f"expected {_SENTENCES.get(one['type'], one['msg']).format(**bounds)}, found {spell_short(_at(values, path, one['input']))}"
+        path = _path_in(values, one["loc"])
+        bounds = {key: f"{bound:g}" if isinstance(bound, (int, float)) else bound
+                  for key, bound in one.get("ctx", {}).items()}
+        sentence = one["msg"] if one["type"] == "expected" else (
+            f"expected {_SENTENCES.get(one['type'], one['msg']).format(**bounds)}, "
+            f"found {spell_short(_at(values, path))}")
         said.setdefault(path, []).append(sentence)
     return [(path, _either(sentences)) for path, sentences in said.items()]
 
 
-def _at(values: Any, path: tuple, otherwise: Any) -> Any:
+def _path_in(values: Any, loc: tuple) -> tuple:
+    "The part of Pydantic's location that leads through the values; the rest names branches of a union."
+    path = []
+    for part in loc:
+        if isinstance(values, dict) and part in values or isinstance(values, list) and isinstance(part, int):
+            path.append(part)
+            values = values[part]
+    return tuple(path)
+
+
+def _at(values: Any, path: tuple) -> Any:
     "The value as it was written; Pydantic's copy is a float already."
-    for part in path:
-        try: values = values[part]
-        except (KeyError, IndexError, TypeError): return otherwise
+    for part in path: values = values[part]
     return values
 
 

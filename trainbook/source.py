@@ -17,12 +17,12 @@ from pathlib import Path
 import yaml
 
 # %% auto #0
-__all__ = ['ConfigError', 'near', 'Place', 'Written', 'written', 'scalar', 'spell', 'read_text', 'parse_yaml', 'read_python',
-           'read_words']
+__all__ = ['ConfigError', 'near', 'Place', 'Written', 'written', 'scalar', 'spell', 'read_text', 'dotted', 'parse_yaml',
+           'read_python', 'read_words']
 
 # %% ../nbs/00_source.ipynb #5cd4820b
 # Map of this module, top to bottom:
-#   ConfigError, near        one line per mistake, with the word that was probably meant
+#   ConfigError, near        one line per mistake, with the word that was probably meant; dotted: a path in it
 #   Place, Written           a value and where it stands
 #   written                  Python data into Written
 #   scalar, spell            numbers as people write them, and back
@@ -93,14 +93,16 @@ def written(value: object, place: Place) -> Written:
 _WHOLE = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _REAL = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _BASED = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+")
-_FIXED = {"": None, "~": None, ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
-_FIXED |= {form(word): value for word, value in (("null", None), ("true", True), ("false", False)) for form in (str.lower, str.upper, str.title)}
+_FIXED = {"": None, "~": None,
+          ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
+_FIXED |= {form(word): value for word, value in (("null", None), ("true", True), ("false", False))
+           for form in (str.lower, str.upper, str.title)}
 
 
 def scalar(text: str) -> object:
     "The value of an unquoted word."
     if text in _FIXED: return _FIXED[text]
-    if len(text) > 400: return text  # nobody writes such a number, and Python refuses to read very long ones
+    if len(text) > 300: return text  # nobody writes such a number, and Python refuses to read very long ones
     if _WHOLE.fullmatch(text): return int(text)
     if _REAL.fullmatch(text): return float(text)
     if _BASED.fullmatch(text): return int(text, 0)
@@ -115,10 +117,12 @@ def spell(value: object) -> str:
     if isinstance(value, dict): return "{" + ", ".join(f"{spell(k)}: {spell(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)): return "[" + ", ".join(map(spell, value)) + "]"
     if value is None or isinstance(value, bool): return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))): return f"{value:+}".replace("+", "").replace("inf", ".inf").replace("nan", ".nan")
+    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+        return f"{value:+}".replace("+", "").replace("inf", ".inf").replace("nan", ".nan")
     if not isinstance(value, str): return repr(value)
     if _PLAIN.fullmatch(value) and scalar(value) is value: return value
-    return re.sub(r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]", lambda c: f"\\U{ord(c[0]):08x}", json.dumps(value, ensure_ascii=False))
+    return re.sub(r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]",
+                  lambda c: f"\\U{ord(c[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 # %% ../nbs/00_source.ipynb #5ac4dd98
 _LARGEST = 1_000_000  # bytes
@@ -131,20 +135,26 @@ def read_text(path: str | Path, place: Place | None = None) -> str:
     named = "" if place is None else f"extends  {path}: "
     try:
         about = path.stat()
-        if stat.S_ISDIR(about.st_mode): raise ConfigError(f"{at}  {named}is a folder, expected a file; name a .yaml file in it")
+        if stat.S_ISDIR(about.st_mode):
+            raise ConfigError(f"{at}  {named}is a folder, expected a file; name a .yaml file in it")
         if not stat.S_ISREG(about.st_mode): raise ConfigError(f"{at}  {named}is not a regular file")
         if about.st_size > _LARGEST:
             raise ConfigError(f"{at}  {named}has {about.st_size:,} bytes; a config has at most {_LARGEST:,}")
         text = path.read_bytes().decode("utf-8-sig")
+    except ConfigError: raise
     except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".py") and p != path) if path.parent.is_dir() else []
+        beside = sorted(
+            p.name for p in path.parent.glob("*") if p.suffix in (".yaml", ".yml", ".py") and p != path
+        ) if path.parent.is_dir() else []
         hint = near(path.name, beside) or (f"; {path.parent} has {', '.join(beside[:8])}" if beside else "")
         raise ConfigError(f"{at}  {named}no such file{hint}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{at}  {named}is not text (byte {error.object[error.start]:#04x} at {error.start:,}); expected YAML in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{at}  {named}cannot be read: {error.strerror}") from None
-    if "\0" in text: raise ConfigError(f"{at}  {named}is not text (byte 0x00 at {text.index(chr(0)):,}); expected YAML in UTF-8")
+        raise ConfigError(f"{at}  {named}is not text (byte {error.object[error.start]:#04x} at {error.start:,}); "
+                          "expected YAML in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{at}  {named}cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if "\0" in text:
+        raise ConfigError(f"{at}  {named}is not text (byte 0x00 at {text.index(chr(0)):,}); expected YAML in UTF-8")
     return text
 
 # %% ../nbs/00_source.ipynb #4480f6cc
@@ -165,7 +175,8 @@ class _Tree:
     def place(self, event: yaml.Event) -> Place:
         return Place(self.where, event.start_mark.line + 1, event.start_mark.column + 1)
 
-    def refuse(self, event: yaml.Event, message: str): raise ConfigError(*self.mistakes, f"{self.place(event)}  {message}")
+    def refuse(self, event: yaml.Event, message: str):
+        raise ConfigError(*self.mistakes, f"{self.place(event)}  {message}")
 
     def document(self) -> Written:
         "The only document; an empty file is an empty mapping."
@@ -174,7 +185,8 @@ class _Tree:
         if isinstance(first, yaml.StreamEndEvent): return Written({}, Place(self.where))
         root = self.node(next(self.events))
         next(self.events)  # the document ends
-        if not isinstance(after := next(self.events), yaml.StreamEndEvent): self.refuse(after, "a second document begins here; a config is one document")
+        if not isinstance(after := next(self.events), yaml.StreamEndEvent):
+            self.refuse(after, "a second document begins here; a config is one document")
         if self.mistakes: raise ConfigError(*self.mistakes)
         return root
 
@@ -182,15 +194,18 @@ class _Tree:
         "The node that begins with this event; a value in a mapping stands where its key stands."
         place, before = place or self.place(event), self.values
         self.values += 1
-        if self.values > _MOST_VALUES: self.refuse(event, f"aliases and lists make more than {_MOST_VALUES:,} values; a config has fewer")
+        if self.values > _MOST_VALUES:
+            self.refuse(event, f"aliases and lists make more than {_MOST_VALUES:,} values; a config has fewer")
         if len(path) > _DEEPEST: self.refuse(event, f"nested more than {_DEEPEST} deep")
         if isinstance(event, yaml.AliasEvent): return self.alias(event, place)
         if event.tag not in (None, "!"):
-            self.mistakes.append(f"{place}  {_dotted(path)}the tag {event.tag.replace('tag:yaml.org,2002:', '!!')} is not read; write a plain value")
+            self.mistakes.append(f"{place}  {_dotted(path)}the tag {event.tag.replace('tag:yaml.org,2002:', '!!')} "
+                                 "is not read; write a plain value")
         if isinstance(event, yaml.ScalarEvent):
             found = Written(scalar(event.value) if event.implicit[0] and not event.style else event.value, place)
         elif isinstance(event, yaml.SequenceStartEvent):
-            found = Written([self.node(item, None, (*path, i)) for i, item in enumerate(self.until(yaml.SequenceEndEvent))], place)
+            found = Written([self.node(item, None, (*path, i))
+                             for i, item in enumerate(self.until(yaml.SequenceEndEvent))], place)
         else:
             found = Written(self.mapping(path), place)
         if event.anchor: self.anchors[event.anchor] = found, self.values - before
@@ -200,7 +215,8 @@ class _Tree:
         while not isinstance(event := next(self.events), end): yield event
 
     def alias(self, event: yaml.AliasEvent, place: Place) -> Written:
-        if event.anchor not in self.anchors: self.refuse(event, f"*{event.anchor} stands for nothing; define it above with &{event.anchor}")
+        if event.anchor not in self.anchors:
+            self.refuse(event, f"*{event.anchor} stands for nothing; define it above with &{event.anchor}")
         found, size = self.anchors[event.anchor]
         self.values += size  # the bomb is refused by its size, before anybody walks through it
         return Written(found.value, place)
@@ -208,20 +224,28 @@ class _Tree:
     def mapping(self, path: tuple) -> dict:
         found: dict[object, Written] = {}
         for event in self.until(yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent): self.refuse(event, f"{_dotted(path)}a key must be a single word")
+            if not isinstance(event, yaml.ScalarEvent):
+                self.refuse(event, f"{_dotted(path)}a key must be a single word")
             key, place = event.value, self.place(event)
-            if not event.style and isinstance(number := scalar(key), int) and not isinstance(number, bool): key = number
+            if not event.style and isinstance(number := scalar(key), int) and not isinstance(number, bool):
+                key = number
             here = _dotted((*path, key))
-            if key == "<<": self.mistakes.append(f"{place}  {here}merge keys are not read; use `extends: base.yaml` or a stage")
+            if key == "<<":
+                self.mistakes.append(f"{place}  {here}merge keys are not read; use `extends: base.yaml` or a stage")
             node = self.node(next(self.events), place, (*path, key))
-            if key in found: self.mistakes.append(f"{place}  {here}stands twice, first in line {found[key].place.line}; keep one")
+            if key in found:
+                self.mistakes.append(f"{place}  {here}stands twice, first in line {found[key].place.line}; keep one")
             found[key] = node
         return found
 
 
-def _dotted(path: Iterable) -> str:
-    text = ".".join(map(str, path))
-    return text + "  " if text else ""
+def dotted(path: Iterable) -> str:
+    "A path for a message; a part that is no plain word is quoted, so that a message stays one line."
+    words = map(str, path)
+    return ".".join(word if word.isprintable() and re.fullmatch(r'[^\s"]+', word) else json.dumps(word) for word in words)
+
+
+def _dotted(path: Iterable) -> str: return f"{text}  " if (text := dotted(path)) else ""
 
 # %% ../nbs/00_source.ipynb #d55fd4f0
 _HINTS = {"mapping values are not allowed": "; is the line indented too far, or is there a ':' inside unquoted text?",
@@ -240,7 +264,8 @@ def parse_yaml(text: str, where: str) -> Written:
         mark = error.problem_mark or error.context_mark
         place = Place(where, mark.line + 1, mark.column + 1)
         line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
-        if "\t" in line[:mark.column + 1]: raise ConfigError(f"{place}  not YAML: a tab stands here; indent with spaces") from None
+        if "\t" in line[:mark.column + 1]:
+            raise ConfigError(f"{place}  not YAML: a tab stands here; indent with spaces") from None
         hint = next((hint for problem, hint in _HINTS.items() if error.problem.startswith(problem)), "")
         raise ConfigError(f"{place}  not YAML: {error.problem}{hint}") from None
     except yaml.YAMLError as error:  # a character that YAML forbids has a position and no mark
@@ -250,31 +275,71 @@ def parse_yaml(text: str, where: str) -> Written:
 
 # %% ../nbs/00_source.ipynb #278343a3
 def read_python(path: str | Path, place: Place | None = None) -> dict[str, Written]:
-    "The upper-case literals of a Python file by name; nothing in the file is executed."
+    "The upper-case dicts of a Python file by name; nothing is executed, and what is no such dict is left alone."
     where = str(path)
     try: module = ast.parse(read_text(path, place), where)
-    except SyntaxError as error: raise ConfigError(f"{Place(where, error.lineno, error.offset)}  not Python: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError): raise ConfigError(f"{where}  not Python that can be read") from None
+    except SyntaxError as error:
+        raise ConfigError(f"{Place(where, error.lineno, error.offset)}  not Python: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise ConfigError(f"{where}  not Python that can be read") from None
     found, mistakes = {}, []
     for line in module.body:
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else []
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not targets[0].id.isupper() or line.value is None: continue
-        found[targets[0].id] = _literal(line.value, Place(where, line.lineno, line.col_offset + 1), targets[0].id, mistakes)
+        for name in _upper_names(line):
+            here = Place(where, line.lineno, line.col_offset + 1)
+            if name in found: mistakes.append(f"{here}  {name}  stands twice, first in line {found[name].place.line}")
+            elif isinstance(line.value, ast.Dict) or _makes_a_dict(line.value):
+                found[name] = _literal(line.value, here, name, mistakes)
+    for node in sorted(ast.walk(module), key=lambda node: getattr(node, "lineno", 0)):
+        if (name := _changed_name(node)) in found:
+            mistakes.append(f"{Place(where, node.lineno, node.col_offset + 1)}  {name}  is changed here, and nothing is "
+                            "executed; write the value where the dict stands")
     if mistakes: raise ConfigError(*mistakes)
     return found
 
 
+def _upper_names(line: ast.stmt) -> list[str]:
+    "SKELETON of `SKELETON = …`; nothing of other lines."
+    targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else []
+    return [node.id for node in targets if isinstance(node, ast.Name) and node.id.isupper() and line.value]
+
+
+def _makes_a_dict(value: ast.expr) -> bool:
+    "`dict(…)`, `{… for …}` and `A | B` would be dicts if they were run; a reader must be told that they are not."
+    return (isinstance(value, ast.DictComp) or isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)
+            or isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict")
+
+
+def _changed_name(node: ast.AST) -> str | None:
+    "SKELETON of `SKELETON['lr'] = 1`, `del SKELETON['lr']`, `SKELETON |= …` and `SKELETON.update(…)`."
+    changing = ("update", "setdefault", "pop", "popitem", "clear")
+    if isinstance(node, ast.AugAssign): inner: ast.AST = node.target
+    elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load): inner = node.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in changing: inner = node.func.value
+    else: return None
+    while isinstance(inner, ast.Subscript): inner = inner.value
+    return inner.id if isinstance(inner, ast.Name) else None
+
+
 def _literal(node: ast.expr, place: Place, name: str, mistakes: list[str]) -> Written:
     "A literal of the syntax tree as Written; anything that would have to run is a mistake."
-    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
-        return Written({key.value: _literal(value, Place(place.where, key.lineno, key.col_offset + 1), f"{name}.{key.value}", mistakes)
+    if isinstance(node, ast.Dict) and not any(key is None for key in node.keys):
+        odd = [key for key in node.keys if not isinstance(key, ast.Constant) or type(key.value) not in (str, int)]
+        for key in odd: mistakes.append(f"{place}  {name}  a key must be a word or a whole number, found {ast.unparse(key)[:60]}")
+        if odd: return Written(None, place)
+        words = [key.value for key in node.keys]
+        for word in {word for word in words if words.count(word) > 1}:
+            mistakes.append(f"{place}  {name}.{word}  stands twice; keep one")
+        return Written({key.value: _literal(value, Place(place.where, key.lineno, key.col_offset + 1),
+                                            f"{name}.{key.value}", mistakes)
                         for key, value in zip(node.keys, node.values)}, place)
     if isinstance(node, (ast.List, ast.Tuple)):
-        return Written([_literal(item, Place(place.where, item.lineno, item.col_offset + 1), f"{name}.{i}", mistakes) for i, item in enumerate(node.elts)], place)
+        return Written([_literal(item, Place(place.where, item.lineno, item.col_offset + 1), f"{name}.{i}", mistakes)
+                        for i, item in enumerate(node.elts)], place)
     try: return Written(ast.literal_eval(node), place)
     except (ValueError, TypeError, RecursionError, MemoryError):
         shown = ast.unparse(node)
-        mistakes.append(f"{place}  {name}  only literals are read, found {shown if len(shown) < 60 else shown[:57] + '...'}; write the value itself")
+        mistakes.append(f"{place}  {name}  only literals are read, "
+                        f"found {shown if len(shown) < 60 else shown[:57] + '...'}; write the value itself")
         return Written(None, place)
 
 # %% ../nbs/00_source.ipynb #00fb92fb
@@ -282,15 +347,16 @@ _FLAG = re.compile(r"--?[A-Za-z]")
 
 
 def read_words(words: Iterable[str], where: str = "command line") -> list[tuple[str, Written]]:
-    "`key=value`, `--key value`, `-key value`, `--key=value`, `--switch`, `--no-switch` as (key, value) pairs."
+    "`key=value`, `--key value`, `-key value`, `--key=value`, `--switch` as (key, value) pairs."
     words, found = list(words), []
     while words:
         word = words.pop(0)
         key, equals, value = word.partition("=")
-        if not equals and not _FLAG.match(word): raise ConfigError(f"{where}  {word}  expected key=value or --key value")
+        if not equals and not _FLAG.match(word):
+            raise ConfigError(f"{where}  {word}  expected key=value or --key value")
         name = key.lstrip("-").replace("-", "_")
-        if not equals and words and not _FLAG.match(words[0]): value, equals = words.pop(0), "="
-        if not equals: name, value = (name[3:], "false") if name.startswith("no_") else (name, "true")
+        if not equals: value = words.pop(0) if words and not _FLAG.match(words[0]) else "true"
         place = Place(where, spelled=key)
-        found.append((name, written(parse_yaml(value, f"{where}  {key}").plain(), place) if value[:1] in ("[", "{", '"', "'") else Written(scalar(value), place)))
+        found.append((name, (written(parse_yaml(value, f"{where}  {key}").plain(), place)
+                             if value[:1] in ("[", "{", '"', "'") else Written(scalar(value), place))))
     return found

@@ -10,44 +10,49 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from .schema import OpenSection, Parts, Root, Section, whole_number, refuse, yes_or_no
-from .source import near
+from .source import near, scalar
 
 # %% auto #0
-__all__ = ['Known', 'find_key', 'suggestion', 'json_schema']
+__all__ = ['Known', 'agreed', 'find_key', 'suggestion', 'json_schema']
 
 # %% ../nbs/02_spelling.ipynb #c50c4790
 # Map of this module, top to bottom:
 #   _SPELLINGS     the table: a canonical key, and how else it is spelled
 #   find_key       any spelling at any place → the canonical path, and the rule that changes the value
+#   agreed         two spellings that may stand side by side
 #   suggestion     the end of the message for a key that does not exist
 #   json_schema    schema and spellings for editors
 
 # %% ../nbs/02_spelling.ipynb #ff8a9f33
 _SPELLINGS = """
-training.lr               learning_rate base_lr model.lr
-training.weight_decay     wd weight_decay_rate
-training.optimizer        optimizer_type optimizer_name optim
-training.scheduler        scheduler_type lr_scheduler lr_scheduler_type scheduler_name
+training.lr               learning_rate base_lr model.lr model.learning_rate data.lr data.learning_rate
+training.weight_decay     wd weight_decay_rate model.weight_decay
+training.optimizer        optimizer_type optimizer_name optim model.optimizer
+training.scheduler        scheduler_type lr_scheduler lr_scheduler_type scheduler_name model.scheduler
 training.warmup           warmup_epochs warmup_steps=steps num_warmup_steps=steps
 training.min_lr           eta_min lr_min
 training.step_size        scheduler_step_size lr_step_size
-training.gamma            scheduler_gamma lr_gamma factor
-training.epochs           num_epochs n_epochs nepoch max_epochs num_train_epochs stage1_epochs max_steps=steps
-training.batch_size       train_batch_size per_device_train_batch_size data.batch_size
+training.gamma            scheduler_gamma lr_gamma
+training.epochs           num_epochs n_epochs nepoch max_epochs num_train_epochs stage1_epochs max_steps=steps \
+                          model.epochs model.num_epochs data.epochs data.num_epochs
+training.batch_size       train_batch_size per_device_train_batch_size data.batch_size model.batch_size
 training.val_batch_size   eval_batch_size per_device_eval_batch_size data.val_batch_size
-training.accumulate       grad_accumulation_steps gradient_accumulation_steps accumulate_grad_batches accumulation_steps grad_accum
+training.accumulate       grad_accumulation_steps gradient_accumulation_steps accumulate_grad_batches \
+                          accumulation_steps grad_accum
 training.clip             clip_grad clip_grad_norm grad_clip gradient_clip gradient_clip_val max_grad_norm
 training.clip_value       clip_grad_value
 training.precision        mixed_precision use_amp=amp amp=amp fp16=fp16 bf16=bf16 opt_level=opt_level
 training.save_interval    save_frequency save_freq save_every save_steps=steps
 training.keep_last_n      keep_last save_total_limit max_checkpoints
-training.save_dir         checkpoint_dir save_path output_dir run.dir run.save_dir run.checkpoint_dir logging.save_dir data.save_dir
-training.eval_every       eval_freq eval_frequency eval_interval val_interval vis_interval check_val_every_n_epoch eval_steps=steps logging.vis_interval
+training.save_dir         checkpoint_dir save_path output_dir run.dir run.save_dir run.checkpoint_dir \
+                          logging.save_dir data.save_dir
+training.eval_every       eval_freq eval_frequency eval_interval val_interval vis_interval check_val_every_n_epoch \
+                          eval_steps=steps logging.vis_interval
 training.early_stopping   use_early_stopping
 training.patience         early_stopping_patience
 training.min_delta        early_stopping_min_delta
 training.monitor          metric metric_for_best_model
-training.monitor_mode     metric_mode mode=metric_mode
+training.monitor_mode     metric_mode
 training.loss             criterion loss_fn loss_function loss_type
 training.seed             random_seed run.seed data.seed
 training.gradient_checkpointing activation_checkpointing
@@ -56,23 +61,27 @@ training.compile          torch_compile use_compile
 training.freeze           freeze_layers
 training.curriculum       data.curriculum
 training.device           run.device
-data.num_workers          workers dataloader_num_workers n_workers training.num_workers
+data.num_workers          workers dataloader_num_workers n_workers training.num_workers model.num_workers data.workers
 data.prefetch             prefetch_factor
-data.path                 data_path dataset_path data_root data_dir data.data_path
+data.data_path
 data.datasize             datasize
 data.mask_ratio           training.mask_ratio
 data.name                 dataset dataset_name
 model.name                model_name model_type
 run.name                  run_name experiment_name exp_name
 run.root                  runs_dir
-logging.every             log_interval log_every log_frequency log_freq log_every_n_steps=steps logging_steps=steps training.log_interval=steps
+logging.every             log_interval=steps log_every=steps log_frequency=steps log_freq=steps \
+                          log_every_n_steps=steps logging_steps=steps training.log_interval=steps
 logging.tensorboard       use_tensorboard training.tensorboard
 logging.wandb             use_wandb training.wandb
 search.trials             n_trials num_trials
 """
 
 
-def _amp(value): return "auto" if yes_or_no(value) else "fp32"
+def _steps(value):
+    "A number counts steps here; a duration in words says its unit itself."
+    if isinstance(value, str) and isinstance(scalar(value), str) and value.strip()[:1].isdigit(): return value
+    return f"{whole_number(value)} steps"
 
 
 def _opt_level(value):
@@ -80,65 +89,80 @@ def _opt_level(value):
     return levels.get(str(value).upper()) or refuse("one of O0, O1, O2, O3", value)
 
 
-def _metric_mode(value): return value if value in ("min", "max") else refuse("min or max (a model's own `mode` belongs into model)", value)
+def _switch(on, off): return lambda value: on if yes_or_no(value) else off
 
 
-_RULES = {"steps": lambda value: f"{whole_number(value)} steps", "amp": _amp, "opt_level": _opt_level, "metric_mode": _metric_mode,
-          "fp16": lambda value: "fp16" if yes_or_no(value) else "fp32", "bf16": lambda value: "bf16" if yes_or_no(value) else "fp32",
-          "ema": lambda value: (0.999 if value else None) if isinstance(value, bool) else value}
+_FLAG = {"anyOf": [{"type": "boolean"}, {"enum": ["yes", "no", "on", "off", 0, 1]}]}
+_RULES = {"steps": (_steps, {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]"}]}),
+          "amp": (_switch("auto", "fp32"), _FLAG), "fp16": (_switch("fp16", "fp32"), _FLAG), "bf16": (_switch("bf16", "fp32"), _FLAG),
+          "opt_level": (_opt_level, {"type": "string", "pattern": "^[oO][0-3]$"}),
+          "ema": (lambda value: (0.999 if value else None) if isinstance(value, bool) else value, {"type": ["boolean", "number"]})}
 
 # %% ../nbs/02_spelling.ipynb #35c6109f
 class Known(NamedTuple):
-    "Where a spelling leads: the canonical path, and the rule that changes its value."
+    "Where a spelling leads: the canonical path, the rule that changes its value, and the schema of what is written there."
     path: tuple
     convert: Any = None
+    schema: dict | None = None
+
+
+def agreed(one: tuple[str, Any], two: tuple[str, Any]) -> Any:
+    "The value that two (spelling, value) pairs say together; None when one must go."
+    said = {spelling.lstrip("-").rpartition(".")[2]: value for spelling, value in (one, two)}
+    if set(said) != {"use_amp", "opt_level"}: return None
+    return said["opt_level"] if (said["use_amp"] == "fp32") == (said["opt_level"] == "fp32") else None
 
 
 @cache
 def _sections() -> dict[str, type[Section]]:
-    return {name: field.annotation for name, field in Root.model_fields.items() if isinstance(field.annotation, type) and issubclass(field.annotation, Section)}
+    return {name: field.annotation for name, field in Root.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section)}
 
 
 @cache
 def _spellings() -> tuple[dict[tuple, Known], dict[str, Known]]:
     "All spellings: by place (`data.batch_size`), and bare (`learning_rate`)."
     placed: dict[tuple, Known] = {}
-    bare = {name: Known((name,)) for name in Parts.model_fields}
+    bare = {name: Known((name,)) for name in Parts.model_fields} | {"name": Known(("run", "name"))}
     for line in _SPELLINGS.strip().splitlines():
         canonical, *words = line.split()
         path = tuple(canonical.split("."))
         bare.setdefault(path[1], Known(path))
         for word in words:
             word, _, rule = word.partition("=")
-            known = Known(path, _RULES.get(rule))
+            known = Known(path, *_RULES.get(rule, ()))
             *section, name = word.split(".")
-            placed[(*section, name) if section else (path[0], name)] = known
-            if not section and name not in bare: bare[name] = known
-    for section in ("training", "run", "data", "logging", "search"):  # a bare `name` is the run's
+            if section: placed[(*section, name)] = known
+            else:
+                bare.setdefault(name, known)
+                # in model and data every other word is an argument of the builder: CLIPModel(model_name=…)
+                if not issubclass(_sections()[path[0]], OpenSection): placed[(path[0], name)] = known
+    for section in ("training", "run", "data", "logging", "search"):
         for name in _sections()[section].model_fields: bare.setdefault(name, Known((section, name)))
     return placed, bare
 
 
 def find_key(path: tuple) -> Known | None:
-    "The canonical path of a key as somebody wrote it, relative to the top or to a stage; None when there is no such key."
+    "The canonical path of a key as written at the top or in a stage; None when there is no such key."
     placed, bare = _spellings()
     head, *rest = path
     if head in ("stages", "extends"): return Known(path)
     if head not in _sections():
         known = bare.get(head)
-        return Known((*known.path, *rest), known.convert) if known else None
+        return known._replace(path=(*known.path, *rest)) if known else None
     if not rest: return Known(path)
     section = _sections()[head]
     if rest[0] in section.model_fields: return Known(path)
-    if known := placed.get((head, rest[0])): return Known((*known.path, *rest[1:]), known.convert)
+    if known := placed.get((head, rest[0])): return known._replace(path=(*known.path, *rest[1:]))
     return Known(path) if issubclass(section, OpenSection) else None
 
 
 def suggestion(path: tuple) -> str:
-    "The end of the message for a key that does not exist: canonical names are proposed first, then other spellings, then other sections."
+    "The end of the message for a key that does not exist; canonical names are proposed first."
     placed, bare = _spellings()
     *section, name = (str(part) for part in path[:2])
-    if not section and "." in name and find_key(tuple(name.split("."))): return f"; write {name.partition('.')[2]} below {name.partition('.')[0]}:"
+    if not section and "." in name and find_key(tuple(name.split("."))):
+        return f"; write {name.partition('.')[2]} below {name.partition('.')[0]}:"
     if section and section[0] in _sections():
         own, words = _sections()[section[0]].model_fields, [word for place, word in placed if place == section[0]]
         if hint := near(name, own) or near(name, words): return hint
@@ -149,7 +173,8 @@ def suggestion(path: tuple) -> str:
     canonical = [word for word, dotted in paths.items() if dotted.endswith("." + word)]
     if found := get_close_matches(name, [*top, *canonical], 1, 0.75) or get_close_matches(name, paths, 1, 0.75):
         return f", did you mean {paths[found[0]] if section and found[0] in paths else found[0]}?"
-    return "; `trainbook config schema` lists all keys" if section else f"; a config has {', '.join([*_sections(), 'stages', 'extends'])}"
+    return "; `trainbook config schema` lists all keys" if section else (
+        f"; a config has {', '.join([*_sections(), 'stages', 'extends'])}")
 
 # %% ../nbs/02_spelling.ipynb #e92b07a6
 def json_schema() -> dict:
@@ -157,13 +182,18 @@ def json_schema() -> dict:
     schema = Root.model_json_schema()
     parts, (placed, bare) = schema["$defs"], _spellings()
     def also(known: Known) -> dict:
-        canonical = ".".join(known.path)
-        section = known.path[0].title()
-        known_type = len(known.path) == 2 and not known.convert and known.path[1] in parts[section]["properties"]
-        return {"description": f"another spelling of {canonical}"} | ({"$ref": f"#/$defs/{section}/properties/{known.path[1]}"} if known_type else {})
+        section, says = known.path[0].title(), {"description": f"another spelling of {'.'.join(known.path)}"}
+        if known.schema: return says | known.schema
+        there = len(known.path) == 2 and known.path[1] in parts[section]["properties"]
+        return says | ({"$ref": f"#/$defs/{section}/properties/{known.path[1]}"} if there else {})
     for (section, word), known in placed.items(): parts[section.title()]["properties"][word] = also(known)
     for scope in (parts["Stage"], schema):
         for word, known in bare.items(): scope["properties"].setdefault(word, also(known))
-        for name in ("model", "data"): scope["properties"][name] = {"anyOf": [{"$ref": f"#/$defs/{name.title()}"}, {"type": "string"}]}
-    schema["properties"]["extends"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}], "description": "the file or files this one inherits from"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "a trainbook config"} | {k: v for k, v in schema.items() if k != "title"}
+        for name in _sections() if scope is schema else (n for n in _sections() if n in Parts.model_fields):
+            forms = [{"type": "null"}] + [{"type": "string"}] * ("name" in _sections()[name].model_fields)
+            scope["properties"][name] = {"anyOf": [{"$ref": f"#/$defs/{name.title()}"}, *forms]}
+    schema["properties"]["extends"] = {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "the file or files this one inherits from"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "a trainbook config"} | {
+        k: v for k, v in schema.items() if k != "title"}
