@@ -29,7 +29,8 @@ setup(
     install_requires=meta["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": meta["console_scripts"].split()},
-    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research", "Programming Language :: Python :: 3",
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research",
+                 "Programming Language :: Python :: 3",
                  "Operating System :: POSIX :: Linux", "Operating System :: MacOS"],
     zip_safe=False,
 )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from trainbook import Config, Run, runs
+from trainbook import Config, ConfigError, Run, runs
 from trainbook.ledger import Ledger, Story, _row, last_row, read_rows, tell
-from trainbook.lock import LostOwnership, RunBusy, holder, write_whole
+from trainbook.lock import Lock, LostOwnership, RunBusy, holder, write_whole
 from trainbook.run import cut_short
 
 STEPS = {"a": 6, "b": 4}
@@ -247,12 +247,57 @@ def test_the_status_of_a_large_log_reads_its_end_only(run, monkeypatch):
     assert last_row(run.folder)["step"] == 7 and run.status == "interrupted"
 
 
+def test_a_control_is_remembered_over_a_life_that_never_came_to_it(run):
+    """Life 1: a number is set at step 8. Life 2 saves at 5 and dies at 6. Life 3 goes on from 5 and must still change it at 8."""
+    with run.write() as ledger:
+        ledger.start("a"); ledger.log("step", 2); ledger.sync(); at_2 = ledger.position
+        ledger.log("step", 8); tell(run.folder, "set", {"lr": 0.5}); first = ledger.commands()
+    with run.write() as ledger:
+        assert [control["id"] for control in ledger.resume("a", 2, at_2)] == [first[0]["id"]]
+        ledger.log("step", 5); ledger.sync(); at_5 = ledger.position; ledger.log("step", 6)
+    with run.write() as ledger:
+        assert [(control["id"], control["step"]) for control in ledger.resume("a", 5, at_5)] == [(first[0]["id"], 8)]
+        ledger.log("step", 8); ledger.again(first[0]); ledger.sync(); at_8 = ledger.position
+    with run.write() as ledger: assert ledger.resume("a", 8, at_8) == []
+
+
+def test_results_at_the_step_of_a_resume_stand_once(run):
+    with run.write() as ledger:
+        ledger.start("a"); ledger.log("step", 1); ledger.sync(); position = ledger.position
+        ledger.log("checkpoint"); ledger.log("eval", val_loss=1.0); ledger.log("epoch"); ledger.log("step", 2)
+    with run.write() as ledger:
+        ledger.resume("a", 1, position); ledger.log("eval", val_loss=1.0); ledger.log("epoch"); ledger.log("step", 2)
+    assert [row["event"] for row in run.story().rows] == ["start", "step", "checkpoint", "resume", "eval", "epoch", "step"]
+
+
+def test_rows_that_are_no_rows_do_no_harm(run):
+    with run.write() as ledger: ledger.start("m"); ledger.log("step", 1)
+    with open(run.folder/"events.jsonl", "a") as log:
+        for text in ('{"event": "control"}', '{"event": "end"}', '{"event": "step", "step": "x"}', '{"event": "step", "stage": 3}', '{"event": "resume"}', "[" * 50_000, '"x"', '{"event": []}'): log.write(text + "\n")
+    assert run.status == "interrupted" and [row["step"] for row in run.story().of("step")] == [1]
+    with run.write() as ledger: ledger.resume("m", 1)
+
+
+def test_a_row_of_any_length_is_the_last_row(run):
+    with run.write() as ledger: ledger.start("m"); ledger.log("step", 7, loss=0.5); ledger.end("failed", error="x" * 200_000)
+    assert run.status == "failed" and run.progress()["step"] == 7
+
+
+def test_text_that_looks_like_a_number_stays_text(run):
+    import numpy
+    with run.write() as ledger: ledger.start("m"); ledger.log("message", text="NaN", other="Infinity", array=numpy.array([1.0, float("nan")]))
+    row = run.story().rows[-1]
+    assert row["text"] == "NaN" and row["other"] == "Infinity" and row["array"][0] == 1.0 and row["array"][1] != row["array"][1]
+
+
 # --- the inbox ------------------------------------------------------------------------------------------------------------------------
 
 def test_nonsense_in_the_inbox_is_removed_and_told(run, tmp_path):
     inbox = run.folder/"inbox"
     for name, text in {"1.json": "{", "2.json": "[]", "3.json": '{"command": "rm -rf", "id": "x"}', "4.json": '{"command": "set", "id": "x", "values": {"model.width": 3}}',
                        "5.json": '{"command": "set", "id": "x", "values": 3}', "6.json": '{"command": ["stop"], "id": "x"}', "7.json": '{"command": "stop", "id": 3}'}.items(): (inbox/name).write_text(text)
+    (inbox/"72.json").write_text("[" * 60_000); (inbox/"73.json").write_text('{"command": "set", "id": "x", "values": {"training.lr": ' + "9" * 400 + "}}")
+    (inbox/"74.json").write_text('{"command": "set", "id": "x", "values": {"optimizer": "sgd"}}')
     (inbox/"8.json").write_bytes(b"\xff" * 200_000)
     (inbox/"9.json").symlink_to("/etc/passwd")
     os.mkfifo(inbox/"91.json")
@@ -260,7 +305,7 @@ def test_nonsense_in_the_inbox_is_removed_and_told(run, tmp_path):
         ledger.stage = "m"
         tell(run.folder, "stop")
         assert [command["command"] for command in ledger.commands()] == ["stop"]
-    assert os.listdir(inbox) == [] and len(list(run.story().of("warning"))) == 10
+    assert os.listdir(inbox) == [] and len(list(run.story().of("warning"))) == 13
 
 
 def test_a_stale_stop_is_not_obeyed_but_a_stale_number_is(run):
@@ -269,6 +314,18 @@ def test_a_stale_stop_is_not_obeyed_but_a_stale_number_is(run):
         ledger.start("m")
         assert [command["command"] for command in ledger.commands()] == ["set"]
     assert [row["text"] for row in run.story().of("message")] == ["discarded a stale stop", "discarded a stale pause"]
+
+
+def test_a_stop_between_two_stages_is_obeyed(run):
+    with run.write() as ledger:
+        ledger.start("one"); tell(run.folder, "stop"); ledger.start("two")
+        assert [command["command"] for command in ledger.commands()] == ["stop"]
+
+
+@pytest.mark.parametrize("values", [{"optimizer": "sgd"}, {"training.compile": True}, {"seed": 3}, {"loss": "mse"}, {"freeze": "a", "freeze.b": 2}, {"model.width": 1}, {"lr": "fast"}, {"": 1}, {"lr": None}])
+def test_what_cannot_be_changed_is_told_to_who_asks(run, values):
+    with pytest.raises(ConfigError, match="^set  "): tell(run.folder, "set", values)
+    assert os.listdir(run.folder/"inbox") == []
 
 
 def test_no_command_is_overlooked(run):
@@ -326,6 +383,20 @@ def test_who_lost_the_run_notices(run):
     with Ledger(run.folder) as ledger:
         (run.folder/".lock").unlink()
         with pytest.raises(LostOwnership): ledger.lock.check()
+
+
+def test_of_many_threads_that_ask_at_once_one_gets_the_lock(run):
+    def ask(barrier, won, lost):
+        barrier.wait()
+        try: won.append(Lock(run.folder))
+        except RunBusy: lost.append(1)
+    for _ in range(60):
+        won, lost, barrier = [], [], threading.Barrier(4)
+        threads = [threading.Thread(target=ask, args=(barrier, won, lost)) for _ in range(4)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        assert len(won) == 1 and len(lost) == 3 and holder(run.folder)
+        won[0].release()
 
 
 def test_ten_start_at_once_and_one_writes(run):

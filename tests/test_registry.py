@@ -32,9 +32,25 @@ def test_what_is_no_dotted_name_is_not_looked_for(name):
     with pytest.raises(ConfigError, match="is not registered"): find("model", name)
 
 
-def test_a_missing_module_inside_the_users_own_is_shown_as_it_is(here):
-    (here/"nets2.py").write_text("import no_such_library\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"): find("model", "nets2:Net")
+@pytest.mark.parametrize("text, says", [("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"), ("x = 1\ndef f(:\n", "SyntaxError"), ("1 / 0\n", "ZeroDivisionError: division by zero")])
+def test_a_fault_inside_the_users_module_is_one_line_with_its_place(text, says, here):
+    name = f"nets{len(text)}"
+    (here/f"{name}.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"model {name}:Net  its module cannot be imported: {says}.*{name}.py:[12]"): find("model", f"{name}:Net")
+
+
+def test_an_unknown_kind_is_told():
+    for call in (lambda: find("modl", "x"), lambda: names("modl"), lambda: register("modl")):
+        with pytest.raises(ConfigError, match="unknown kind, did you mean model"): call()
+
+
+def test_what_a_section_declares_reaches_a_builder_that_asks_for_it():
+    @register("data", "set")
+    def make(num_workers, shuffle, size=3): return num_workers, shuffle, size
+    assert build("data", config("data: {name: set, num_workers: 4, size: 5}")) == (4, True, 5)
+    @register("model", "clip")
+    def clip(model_name): return model_name
+    assert build("model", config("model: {name: clip, model_name: vit}")) == "vit"
 
 
 def test_two_builders_under_one_name():
@@ -65,7 +81,7 @@ def test_all_mistakes_of_a_section_at_once():
 def test_an_argument_that_belongs_to_another_section():
     @register("model", "net")
     def net(width=1): ...
-    assert wrong_arguments("model", config("model:\n  name: net\n  batch_size: 3\n")) == ["a.yaml:3:3  model.batch_size  unknown argument of net, did you mean training.batch_size?"]
+    assert wrong_arguments("model", config("model:\n  name: net\n  patience: 3\n")) == ["a.yaml:3:3  model.patience  unknown argument of net, did you mean training.patience?"]
 
 
 def test_where_the_name_is_missing_or_wrong():

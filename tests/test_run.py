@@ -12,7 +12,7 @@ from pages import ROOT
 
 from trainbook import Config, Run, RunError, find_run, runs
 from trainbook.ledger import _row_text
-from trainbook.lock import RunBusy
+from trainbook.lock import LostOwnership, RunBusy
 from trainbook.run import check_name, cut_short
 
 
@@ -82,12 +82,13 @@ def test_the_name_of_a_config_file_is_tidied(stem, here):
 
 # --- read -----------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, says", [("", "cannot be read"), ("{", "cannot be read"), ("[]", "has format None"), ('{"format": 2}', "newer trainbook wrote it"), ('{"format": "1"}', "not ours, or damaged")])
+@pytest.mark.parametrize("text, says", [("", "cannot be read"), ("{", "cannot be read"), ("[]", "lacks everything"), ('{"format": 2}', "newer trainbook wrote it"), ('{"format": "1"}', "damaged, or not ours"),
+                                        ('{"format": 1}', "it lacks id, name"), ("[" * 100_000, "cannot be read")])
 def test_a_damaged_or_newer_run_is_told(text, says, here):
-    run = made()
+    run, other = made(), made()
     (run.folder/"run.json").write_text(text)
     with pytest.raises(RunError, match=says): Run(run.folder)
-    assert runs() == []  # and does not spoil the list
+    assert runs() == [other] and trainbook("runs").returncode == 0  # and it does not spoil the list
 
 
 def test_a_folder_that_is_no_run(here):
@@ -216,12 +217,80 @@ def test_rm_of_several_does_all_or_asks_about_none(here):
 def test_a_creation_that_was_cut_short_is_told_and_removable(here):
     (here/"runs"/"half"/"inbox").mkdir(parents=True); (here/"runs"/"half"/"config.yaml").write_text("{}")
     assert "runs/half is no run: its creation was cut short" in trainbook("runs").stdout
-    assert trainbook("rm", "runs/half").returncode == 0 and cut_short() == []
+    assert trainbook("rm", "runs/half").returncode == 2 and trainbook("rm", "runs/half", answer="n").returncode == 1 and cut_short() == [Path("runs/half")]
+    assert trainbook("rm", "runs/half", "--yes").returncode == 0 and cut_short() == []
+
+
+def test_a_folder_of_somebody_else_is_never_removed(here):
+    (here/"Mail"/"inbox").mkdir(parents=True); (here/"Mail"/"cur").mkdir(); (here/"Post"/"inbox").mkdir(parents=True); (here/"Post"/"inbox"/"letter").touch()
+    for name in ("Mail", "Post"): assert trainbook("rm", name, "--yes").returncode == 2 and Path(name).exists()
+
+
+def test_a_project_as_save_dir_keeps_its_files(here):
+    (here/"proj"/"src").mkdir(parents=True); Path("proj/src/code.py").touch(); Path("proj/config.yaml").write_text("mine: 1\n")
+    with pytest.raises(RunError, match="proj has a config.yaml of its own"): Run.create(Config.from_dict({"save_dir": "proj"}))
+    assert Path("proj/config.yaml").read_text() == "mine: 1\n" and not Path("proj/run.json").exists()
+    Path("proj/config.yaml").unlink()
+    run = Run.create(Config.from_dict({"save_dir": "proj"}))
+    for act in (run.remove, run.archive):
+        with pytest.raises(RunError, match="holds what the run did not make .src."): act()
+    assert Path("proj/src/code.py").exists()
+
+
+@pytest.mark.parametrize("name", [".", "a/..", "./a/../b/."])
+def test_a_save_dir_with_dots(name, here):
+    Path("a").mkdir()
+    first, second = (Run.create(Config.from_dict({"save_dir": name})) for _ in range(2))
+    assert first.folder.resolve() != second.folder.resolve() and Run(first.folder) == first
+
+
+def test_a_branch_that_lies_elsewhere_protects_its_parent_too(here):
+    parent = made()
+    branch = Run.create(Config.from_dict({"save_dir": "elsewhere/b"}), parent=(parent, "m", 1))
+    assert parent.children() == [branch]
+    with pytest.raises(RunError, match="b branched from"): parent.remove()
+    branch.remove()
+    parent.remove()
+
+
+def test_a_run_with_hard_links_is_archived(here):
+    run = made()
+    (run.folder/"a").write_text("x" * 1000); os.link(run.folder/"a", run.folder/"b")
+    pack = run.archive()
+    with tarfile.open(pack) as tar: assert {f"{run.name}/a", f"{run.name}/b"} <= set(tar.getnames())
+
+
+def test_a_writer_whose_run_was_removed_notices(here):
+    run = made()
+    with run.write() as ledger:
+        ledger.start("m")
+        os.rename(run.folder, "runs/gone")
+        with pytest.raises(LostOwnership): ledger.sync()
+        os.rename("runs/gone", run.folder)
+
+
+def test_rm_of_the_same_run_twice(here):
+    run = made()
+    assert trainbook("rm", run.name, run.name, "--yes").returncode == 0 and runs() == []
+
+
+def test_the_longest_name_is_found(here):
+    run = made(name="x" * 95)
+    assert find_run(run.name) == run
+
+
+def test_unusual_file_names_and_terminals(here):
+    name = "a\nb: 1.yaml"
+    Path(name).write_text("{}")
+    run = Run.create(Config.from_yaml(name))
+    assert run.config.training.lr == 1e-4
+    done = subprocess.run([sys.executable, "-m", "trainbook", "config", "show", str(run.folder/"config.yaml"), "run.notes=é"], capture_output=True, env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and not done.stderr
 
 
 @pytest.mark.parametrize("words, code, says", [
     ("runs nowhere", 0, "nowhere has no runs"), ("show nothing", 2, "there is no run nothing"), ("shwo x", 2, "did you mean show?"), ("config", 2, "expected one of show, check, schema"),
-    ("config show", 2, "expected a config file"), ("runs --all", 2, "does not understand --all"), ("rm", 2, "expected a run"), ("--version", 0, "trainbook 0."), ("", 0, "VERB"), ("runs --help", 0, "trainbook runs [FOLDER]"),
+    ("config show", 2, "expected a config file"), ("runs --all", 2, "does not understand --all"), ("rm", 2, "expected a run"), ("--version", 0, "trainbook 0."), ("", 0, "VERB"), ("runs --help", 0, "trainbook runs [FOLDER]"), ("help nope", 2, "no such verb"), ("config --help", 0, "config schema"), ("help config check", 0, "config check"),
     ("config show a.yaml --stage", 2, "--stage needs a value"), ("config show a.yaml --stage nope", 2, "has no stage nope"), ("config show missing.yaml", 2, "missing.yaml  no such file"), ("rm ../.. --yes", 2, "../.. is no run")])
 def test_words(words, code, says, here):
     Path("a.yaml").write_text("{}")

@@ -4,7 +4,8 @@
     python tools/pages.py export               clean and export only
     python tools/pages.py readme               README.md from nbs/index.ipynb
 
-A page runs in a kernel of its own with one thread, as a reader would run it; tests/test_pages.py calls the same functions.
+A page runs in a kernel of its own with one thread, as a reader would run it;
+tests/test_pages.py calls the same functions.
 """
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ GENERATED = "<!-- made from nbs/index.ipynb by tools/pages.py; edit the page -->
 
 def pages(under: Path = NBS) -> list[Path]:
     "Every page, in reading order; names that begin with _ are drafts."
-    return sorted(p for p in under.rglob("*.ipynb") if not any(part.startswith(("_", ".")) for part in p.relative_to(under).parts))
+    return sorted(p for p in under.rglob("*.ipynb")
+                  if not any(part.startswith(("_", ".")) for part in p.relative_to(under).parts))
 
 
 def module_of(page: Path) -> str | None:
     "The dotted name that a page exports to, without the package: `recipes.ink`."
     for cell in nbformat.read(page, 4).cells:
-        if cell.cell_type == "code" and (found := re.search(r"^#\|\s*default_exp\s+(\S+)", cell.source, re.M)): return found[1]
+        if cell.cell_type == "code" and (found := re.search(r"^#\|\s*default_exp\s+(\S+)", cell.source, re.M)):
+            return found[1]
     return None
 
 
@@ -53,17 +56,19 @@ def shown(cell) -> list:
     for output in cell.get("outputs", []):
         if output.output_type == "stream": data = {"text": output.text}
         elif output.output_type == "error": data = {"error": output.ename}
-        else: data = {kind: "picture" if kind.startswith("image/") else value for kind, value in output.get("data", {}).items()
-                      if "widget" not in kind}
+        else: data = {kind: "picture" if kind.startswith("image/") else value
+                      for kind, value in output.get("data", {}).items() if "widget" not in kind}
         if seen and output.output_type == "stream" and "text" in seen[-1]: seen[-1]["text"] += data["text"]
         else: seen.append(data)
-    return [{kind: re.sub(r" at 0x[0-9a-f]+", "", "".join(value)).strip() for kind, value in data.items()} for data in seen]
+    return [{kind: re.sub(r" at 0x[0-9a-f]+", "", "".join(value)).strip() for kind, value in data.items()}
+            for data in seen]
 
 
 def stale(page: Path) -> list[str]:
     "Runs the page; one line for each cell that shows something else than what is kept in the file."
     kept, now = nbformat.read(page, 4), execute(page)
-    return [f"{page.name} cell {i} ({old.source.strip().splitlines()[-1][:60]}):\n  kept {shown(old)}\n  now  {shown(new)}"
+    return [f"{page.name} cell {i} ({old.source.strip().splitlines()[-1][:60]}):\n"
+            f"  kept {shown(old)}\n  now  {shown(new)}"
             for i, (old, new) in enumerate(zip(kept.cells, now.cells)) if shown(old) != shown(new)]
 
 
@@ -82,13 +87,15 @@ def readme() -> str:
             source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
             if source: parts.append(f"```python\n{source}\n```")
             for output in shown(cell):
-                if text := output.get("text") or output.get("text/plain"): parts.append("```\n" + text.rstrip() + "\n```")
+                if text := output.get("text") or output.get("text/plain"):
+                    parts.append("```\n" + text.rstrip() + "\n```")
     return "\n\n".join(parts) + "\n"
 
 
 def _from_the_top(text: str) -> str:
     "Links of a page in nbs/ as links of a file beside it."
-    return re.sub(r"\]\((?!\w+:|#)([^)]+)\)", lambda link: f"]({link[1][3:] if link[1].startswith('../') else 'nbs/' + link[1]})", text)
+    return re.sub(r"\]\((?!\w+:|#)([^)]+)\)",
+                  lambda link: f"]({link[1][3:] if link[1].startswith('../') else 'nbs/' + link[1]})", text)
 
 
 def main() -> None:

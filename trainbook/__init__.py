@@ -19,7 +19,8 @@ if sys.platform == "win32":
     raise ImportError("trainbook needs Linux or macOS (file locks, signals); on Windows use it inside WSL")
 
 # name → module; resolved on first use, so that `import trainbook` stays fast and free of torch
-_PUBLIC = {"Config": "config", "ConfigError": "source", "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry"}
+_PUBLIC = {"Config": "config", "ConfigError": "source",
+           "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry"}
 __all__ = list(_PUBLIC)
 
 

@@ -95,12 +95,15 @@ def _config_check(words: Words) -> int:
     for file in files:
         try:
             config = Config.from_yaml(file)
-            named = [(stage, kind) for stage in config.stages for kind in ("model", "data") if ":" in (getattr(stage, kind).name or "")]
+            named = [(stage, kind) for stage in config.stages for kind in ("model", "data")
+                     if ":" in (getattr(stage, kind).name or "")]
             lines = [line for stage, kind in named for line in wrong_arguments(kind, stage)]
             if lines: raise ConfigError(*dict.fromkeys(lines))
-            unchecked = [kind for kind in ("model", "data") if getattr(config, kind).arguments and ":" not in (getattr(config, kind).name or "")]
+            unchecked = [kind for kind in ("model", "data")
+                         if getattr(config, kind).arguments and ":" not in (getattr(config, kind).name or "")]
             print(f"{file}  fine" + (f", stages {', '.join(config.stage_names)}" if config.has_stages else "")
-                  + (f"; the arguments in {' and '.join(unchecked)} are checked when their builder is known" if unchecked else ""))
+                  + (f"; the arguments in {' and '.join(unchecked)} are checked when their builder is known"
+                     if unchecked else ""))
         except ConfigError as error:
             print(error, file=sys.stderr)
             wrong += 1
@@ -189,7 +192,8 @@ def _farewell(words: Words, what: str, act: Callable) -> int:
 
 def _agreed(question: str, what: str) -> bool:
     "Asks at a terminal; where there is none, nobody agreed."
-    if not sys.stdin.isatty(): raise UsageError(f"asks before it acts, and nobody is here to answer; add --yes to {what.lower()}")
+    if not sys.stdin.isatty():
+        raise UsageError(f"asks before it acts, and nobody is here to answer; add --yes to {what.lower()}")
     if input(f"{question} [y/N] ").strip().lower() in ("y", "yes"): return True
     print("nothing was changed")
     return False
@@ -260,7 +264,8 @@ def _main(words: list[str]) -> int:
         if inner:
             raise UsageError(f"expected one of {', '.join(inner)}"
                              + (f", found {behind[0]}{near(behind[0], inner)}" if behind else ""))
-        raise UsageError("no such verb" + near(name, [known.split()[0] for known in VERBS], "; trainbook --help lists them"))
+        raise UsageError("no such verb"
+                         + near(name, [known.split()[0] for known in VERBS], "; trainbook --help lists them"))
     sys.path.insert(0, "")  # a model of the user's own lies in the current folder, as with `python script.py`
     return VERBS[name].run(Words(behind)) or 0
 

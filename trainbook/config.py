@@ -49,7 +49,8 @@ class Config:
         chains = settings["_chains"] = overlay(_layers(sheets, stage))
         values = nested({path: deepcopy(chain[0].value) for path, chain in chains.items()})
         self.__dict__.update(settings)
-        if wrong := mistakes(values): raise ConfigError(*(f"{self.place(path)}  {dotted(path)}  {text}" for path, text in wrong))
+        if wrong := mistakes(values):
+            raise ConfigError(*(f"{self.place(path)}  {dotted(path)}  {text}" for path, text in wrong))
         self.__dict__["_root"] = Root.model_validate(values)
 
     @classmethod
@@ -65,7 +66,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict, where: str = "dict") -> Config:
         "A config from Python data in any spelling, for instance a trainer's keywords."
-        errors = [f"{where}  extends  is for files; read them with Config.from_yaml and merge"] if "extends" in (values or ()) else []
+        errors = ([f"{where}  extends  is for files; read them with Config.from_yaml and merge"]
+                  if "extends" in (values or ()) else [])
         sheet = sheet_of(written(values, Place(where)), errors)
         if errors: raise ConfigError(*errors)
         return cls([sheet], where)
@@ -74,7 +76,8 @@ class Config:
         "Another config in which `other` wins, also over stages."
         other = other if isinstance(other, Config) else Config.from_dict(other, "merge")
         above = 1 + max(sheet.group for sheet in self._sheets)
-        return Config([*self._sheets, *(replace(sheet, group=sheet.group + above) for sheet in other._sheets)], self._title, self._stage)
+        return Config([*self._sheets, *(replace(sheet, group=sheet.group + above) for sheet in other._sheets)],
+                      self._title, self._stage)
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -87,12 +90,14 @@ class Config:
     def has_stages(self) -> bool: return not self._stage and bool(stages_of(self._sheets))
 
     @property
-    def stages(self) -> list[Config]: return [self] if self._stage else [self.stage(name) for name in self.stage_names]
+    def stages(self) -> list[Config]:
+        return [self] if self._stage else [self.stage(name) for name in self.stage_names]
 
     def stage(self, name: str) -> Config:
         "The config of one stage: the whole, overridden by what the stage says."
         if name in self.stage_names: return Config(self._sheets, self._title, name)
-        raise ConfigError(f"{self._title}  stages  has no stage {name}{near(name, self.stage_names, '; it has ' + ', '.join(self.stage_names))}")
+        raise ConfigError(f"{self._title}  stages  has no stage {name}"
+                          f"{near(name, self.stage_names, '; it has ' + ', '.join(self.stage_names))}")
 
     @property
     def name(self) -> str:
@@ -105,7 +110,9 @@ class Config:
         if key in Root.model_fields and "_root" in self.__dict__: return getattr(self._root, key)
         raise AttributeError(f"a config has no {key!r}{near(key, Root.model_fields)}")
 
-    def __setattr__(self, key: str, value): raise TypeError(f"a config is a value; make another: config.merge({{{key!r}: …}})")
+    def __setattr__(self, key: str, value):
+        raise TypeError(f"a config is a value; make another: config.merge({{{key!r}: …}})")
+
     def __getitem__(self, key: str): return self.explain(key).value
     def __iter__(self) -> Iterator[str]: return iter(Root.model_fields)
 
@@ -124,16 +131,22 @@ class Config:
     def explain(self, key: str | tuple) -> Explanation:
         "The value of a key, in any spelling, and the chain of places that set it."
         path = tuple(key.split(".")) if isinstance(key, str) else key
-        if path[0] == "stages" and len(path) > 2: return self.stage(path[1]).explain(path[2:])._replace(key=dotted(path))
+        if path[0] == "stages" and len(path) > 2:
+            return self.stage(path[1]).explain(path[2:])._replace(key=dotted(path))
         known = find_key(path)
-        if known is None or path[0] in ("stages", "extends"): raise KeyError(f"{dotted(path)} is no key of a config{suggestion(path)}")
+        if known is None or path[0] in ("stages", "extends"):
+            raise KeyError(f"{dotted(path)} is no key of a config{suggestion(path)}")
         value, chain = self._root, list(self._chains.get(known.path, ()))
         for part in known.path:
-            if part not in (value.keys() if hasattr(value, "keys") else ()): raise KeyError(f"{dotted(path)} is not set in {self._title}")
+            if part not in (value.keys() if hasattr(value, "keys") else ()):
+                raise KeyError(f"{dotted(path)} is not set in {self._title}")
             value = value[part]
-        if isinstance(value, Section): raise KeyError(f"{dotted(path)} is a section; name a key in it: {', '.join(value.keys()) or 'it is empty'}")
+        if isinstance(value, Section):
+            raise KeyError(f"{dotted(path)} is a section; name a key in it: "
+                           f"{', '.join(value.keys()) or 'it is empty'}")
         section = getattr(Root(), known.path[0])
-        default = section if len(known.path) == 1 else section.get(known.path[1], _NOTHING) if len(known.path) == 2 else _NOTHING
+        default = (section if len(known.path) == 1
+                   else section.get(known.path[1], _NOTHING) if len(known.path) == 2 else _NOTHING)
         if default is not _NOTHING: chain.append(Setting(default, Place("default")))
         return Explanation(dotted(known.path), value, chain or [Setting(value, self.place(known.path))])
 
@@ -152,7 +165,8 @@ class Config:
 
     def to_dict(self) -> dict:
         "Plain data that `from_dict` reads back equal."
-        stages = [{"name": name, **nested(self.stage_leaves(name))} for name in self.stage_names] if self.has_stages else []
+        stages = ([{"name": name, **nested(self.stage_leaves(name))} for name in self.stage_names]
+                  if self.has_stages else [])
         return deepcopy(nested(self.leaves()) | ({"stages": stages} if stages else {}))
 
     def __eq__(self, other) -> bool: return isinstance(other, Config) and self.to_dict() == other.to_dict()
@@ -166,7 +180,8 @@ class Config:
 
     def to_yaml(self, path: str | Path | None = None, origin: bool = True) -> str:
         "The resolved config as YAML that reads back equal; with the place of each value as a comment."
-        lines = [(f"# trainbook config, format 1, resolved from {_printable(self._title)}" + (f", stage {self._stage}" if self._stage else ""), ""),
+        lines = [(f"# trainbook config, format 1, resolved from {_printable(self._title)}"
+                  + (f", stage {self._stage}" if self._stage else ""), ""),
                  *_lines(nested(self.leaves()), (), self)]
         if self.has_stages:
             lines.append(("stages:", ""))
@@ -175,12 +190,14 @@ class Config:
                           *((f"    {text}", place)
                             for text, place in _lines(nested(self.stage_leaves(name)), (), self.stage(name)))]
         width = min(60, max(len(text) for text, place in lines if place))
-        text = "".join((f"{text:{width}}  # {_printable(place)}" if origin and place else text) + "\n" for text, place in lines)
+        text = "".join((f"{text:{width}}  # {_printable(place)}" if origin and place else text) + "\n"
+                       for text, place in lines)
         if path is not None: Path(path).write_text(text, encoding="utf-8")
         return text
 
     def __repr__(self) -> str:
-        rows = [(dotted(path), spell_short(chain[0].value), chain[0].place.short) for path, chain in self._chains.items()]
+        rows = [(dotted(path), spell_short(chain[0].value), chain[0].place.short)
+                for path, chain in self._chains.items()]
         wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
         stages = f"\n  stages: {', '.join(self.stage_names)}" if self.has_stages else ""
         return (f"Config {self._title}" + (f", stage {self._stage}" if self._stage else "")

@@ -92,14 +92,16 @@ class Layer(dict[tuple, Setting]):
         "A mapping sets each of its keys, so that a child file may override a single one."
         if node is None or not isinstance(node.value, dict) or not node.value: self[path] = setting
         else:
-            for key, inner in node.value.items(): self._spread((*path, key), Setting(inner.plain(), inner.place), inner)
+            for key, inner in node.value.items():
+                self._spread((*path, key), Setting(inner.plain(), inner.place), inner)
 
     def _enter_space(self, node: Written) -> None:
         "The keys of a search space are keys of a config, in any spelling, and become canonical."
         for key, inner in node.value.items():
             known = find_key(tuple(str(key).split(".")))
             if known is None:
-                self.tell(inner.place, ("search", "space", key), f"unknown key{suggestion(tuple(str(key).split('.')))}")
+                self.tell(inner.place, ("search", "space", key),
+                          f"unknown key{suggestion(tuple(str(key).split('.')))}")
                 continue
             path, setting = ("search", "space", dotted(known.path)), Setting(inner.plain(), inner.place)
             if earlier := self.get(path): self._settle(("search", "space", key), path, earlier, setting)
@@ -108,7 +110,8 @@ class Layer(dict[tuple, Setting]):
     def checked(self) -> Layer:
         "Tells what is wrong with the values, each at its place and under its spelling."
         for path, message in mistakes(nested({path: setting.value for path, setting in self.items()})):
-            setting = next((self[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self), None) or self.earlier(path)
+            setting = (next((self[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self), None)
+                       or self.earlier(path))
             spelled = "" if setting.place.spelled.startswith("-") else setting.place.spelled
             shown = (spelled,) if "." in spelled else (*path[:1], spelled, *path[2:]) if spelled else path
             self.tell(setting.place, shown, message)
@@ -118,13 +121,15 @@ class Layer(dict[tuple, Setting]):
 def _section(name: object) -> type[Section] | None:
     "The section of this name."
     field = Root.model_fields.get(name) if isinstance(name, str) else None
-    return field.annotation if field and isinstance(field.annotation, type) and issubclass(field.annotation, Section) else None
+    return (field.annotation
+            if field and isinstance(field.annotation, type) and issubclass(field.annotation, Section) else None)
 
 
 def _spelled(place: Place, path: tuple, canonical: tuple) -> Place:
     "The place, with the spelling if it was another: bare in its own section, dotted elsewhere."
     if place.spelled or path == canonical or path == canonical[1:]: return place
-    return Place(place.where, place.line, place.col, path[-1] if len(path) == 1 or path[0] == canonical[0] else dotted(path))
+    return Place(place.where, place.line, place.col,
+                 path[-1] if len(path) == 1 or path[0] == canonical[0] else dotted(path))
 
 
 def _not_plain(value: Any) -> str:
@@ -169,7 +174,8 @@ def sheet_of(tree: Written, errors: list[str]) -> Sheet:
     stages = tree.value.get("stages")
     if stages is None or stages.value is None: return sheet
     if not isinstance(stages.value, list):
-        sheet.top.tell(stages.place, ("stages",), f"expected a list of stages, each with a name, found {spell_short(stages.plain())}")
+        sheet.top.tell(stages.place, ("stages",),
+                       f"expected a list of stages, each with a name, found {spell_short(stages.plain())}")
         return sheet
     sheet.stages = {}
     for i, stage in enumerate(stages.value): _add_stage(sheet, i, stage, errors)
@@ -179,10 +185,12 @@ def sheet_of(tree: Written, errors: list[str]) -> Sheet:
 def _add_stage(sheet: Sheet, i: int, stage: Written, errors: list[str]) -> None:
     body = stage.value if isinstance(stage.value, dict) else {}
     if "name" not in body:
-        return sheet.top.tell(stage.place, ("stages", i), f"expected a mapping with a name, found {spell_short(stage.plain())}")
+        return sheet.top.tell(stage.place, ("stages", i),
+                              f"expected a mapping with a name, found {spell_short(stage.plain())}")
     name, place = body["name"].value, body["name"].place
     wrong = [text for _, text in mistakes({"stages": [{"name": name}]})]
-    if name in _RESERVED or str(name).endswith((".json", ".jsonl", ".yaml", ".log")): wrong = [f"{name} is taken in a run folder"]
+    if name in _RESERVED or str(name).endswith((".json", ".jsonl", ".yaml", ".log")):
+        wrong = [f"{name} is taken in a run folder"]
     if name in sheet.stages: wrong = [f"there is a stage {name} already"]
     if wrong: return sheet.top.tell(place, ("stages", i, "name"), wrong[0])
     inner = {key: node for key, node in body.items() if key != "name"}
@@ -191,7 +199,8 @@ def _add_stage(sheet: Sheet, i: int, stage: Written, errors: list[str]) -> None:
 
 def stages_of(sheets: list[Sheet]) -> list[str] | None:
     "The names of the stages, in order: the strongest sheet that speaks of them decides. None if nobody does."
-    return next((list(sheet.stages) for sheet in reversed(sheets) if sheet.stages is not None and sheet.names_stages), None)
+    return next((list(sheet.stages) for sheet in reversed(sheets)
+                 if sheet.stages is not None and sheet.names_stages), None)
 
 # %% ../nbs/03_layers.ipynb #a0a6d0c8
 _MOST_PARENTS = 50  # deep
@@ -210,13 +219,18 @@ def read_sheets(path: str | Path, errors: list[str], asked_by: Place | None = No
         return []
     if real in seen: return []
     seen.add(real)
-    try: tree = (_python_config(path, asked_by) if path.suffix == ".py" else parse_yaml(read_text(path, asked_by), str(path)))
+    try:
+        tree = (_python_config(path, asked_by) if path.suffix == ".py"
+                else parse_yaml(read_text(path, asked_by), str(path)))
     except ConfigError as error: errors += error.lines; return []
     parents, found = tree.value.get("extends") if isinstance(tree.value, dict) else None, []
     for parent in (parents.value if isinstance(parents.value, list) else [parents]) if parents else []:
         if isinstance(parent.value, str):
-            found += read_sheets(path.parent/parent.value, errors, Place(str(path), parents.place.line, parents.place.col), (*above, real), seen)
-        else: errors.append(f"{parents.place}  extends  expected a file or a list of files, found {spell_short(parent.plain())}")
+            found += read_sheets(path.parent/parent.value, errors,
+                                 Place(str(path), parents.place.line, parents.place.col), (*above, real), seen)
+        else:
+            errors.append(f"{parents.place}  extends  expected a file or a list of files, "
+                          f"found {spell_short(parent.plain())}")
     return [*found, sheet_of(tree, errors)]
 
 
@@ -226,7 +240,8 @@ def _python_config(path: Path, asked_by: Place | None) -> Written:
     for name, node in read_python(path, asked_by).items():
         name = name.lower()
         if _section(name): top[name] = node
-        elif isinstance(node.value, dict): stages.append(Written({"name": Written(name, node.place), **node.value}, node.place))
+        elif isinstance(node.value, dict):
+            stages.append(Written({"name": Written(name, node.place), **node.value}, node.place))
     return Written(top | ({"stages": Written(stages, Place(str(path)))} if stages else {}), Place(str(path)))
 
 # %% ../nbs/03_layers.ipynb #02a2aa47
@@ -244,22 +259,28 @@ def overlay(layers: Iterable[Layer]) -> dict[tuple, list[Setting]]:
 # %% ../nbs/03_layers.ipynb #3da4ce0e
 def sheet_of_words(words: list[tuple[str, Written]], sheets: list[Sheet], errors: list[str]) -> Sheet:
     "What a command line says about a config of these sheets."
-    arguments, names, group = _arguments(sheets), stages_of(sheets) or [], 1 + max((s.group for s in sheets), default=0)
+    arguments, names, group = (
+        _arguments(sheets), stages_of(sheets) or [], 1 + max((s.group for s in sheets), default=0))
     sheet = Sheet(Layer(errors), {}, group, names_stages=False)
     for key, node in {(key, node.place.spelled): (key, node) for key, node in words}.values():
         path, layer = tuple(key.split(".")), sheet.top
         if path[0] in ("stages", "extends") and (path[0] == "extends" or len(path) < 3):
-            layer.tell(node.place, path, "belongs into the file" if path[0] == "extends" else "needs a stage and a key: stages.NAME.training.lr=…")
+            layer.tell(node.place, path, "belongs into the file" if path[0] == "extends"
+                       else "needs a stage and a key: stages.NAME.training.lr=…")
             continue
         if path[0] == "stages":
-            if path[1] not in names: layer.tell(node.place, path, f"there is no stage {path[1]}{near(path[1], names)}"); continue
+            if path[1] not in names:
+                layer.tell(node.place, path, f"there is no stage {path[1]}{near(path[1], names)}")
+                continue
             path, layer = path[2:], sheet.stages.setdefault(path[1], Layer(errors, ("stages", path[1])))
         if len(path) == 1: path, node = _bare(path[0], node, arguments)
-        if path[:2] == ("search", "space") and len(path) > 2: path, node = path[:2], Written({".".join(path[2:]): node}, node.place)
+        if path[:2] == ("search", "space") and len(path) > 2:
+            path, node = path[:2], Written({".".join(path[2:]): node}, node.place)
         if len(path) == 1 and find_key(path) is None and (hint := near(path[0], arguments)):
             layer.tell(node.place, path, f"unknown key{hint}")
         elif (section := _section(path[0])) and len(path) == 1 and not isinstance(node.value, (dict, str)):
-            layer.tell(node.place, path, f"is a section; name a key in it, for instance {path[0]}.{next(iter(section.model_fields), 'key')}=…")
+            layer.tell(node.place, path, "is a section; name a key in it, "
+                       f"for instance {path[0]}.{next(iter(section.model_fields), 'key')}=…")
         else: layer.enter(path, node)
     for layer in (sheet.top, *sheet.stages.values()): layer.checked()
     return sheet
@@ -268,8 +289,10 @@ def sheet_of_words(words: list[tuple[str, Written]], sheets: list[Sheet], errors
 def _bare(key: str, node: Written, arguments: dict[str, set]) -> tuple[tuple, Written]:
     "A bare word: an argument that the files set, a canonical key, `no_compile`, or another spelling."
     known = find_key((key,))
-    if len(arguments.get(key, ())) == 1 and (known is None or known.path[-1] != key): return next(iter(arguments[key])), node
-    if known is None and key.startswith("no_") and node.value is True and (find_key((key[3:],)) or arguments.get(key[3:])):
+    if len(arguments.get(key, ())) == 1 and (known is None or known.path[-1] != key):
+        return next(iter(arguments[key])), node
+    if (known is None and key.startswith("no_") and node.value is True
+            and (find_key((key[3:],)) or arguments.get(key[3:]))):
         return _bare(key[3:], Written(False, node.place), arguments)
     return (key,), node
 

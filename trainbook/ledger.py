@@ -82,7 +82,7 @@ def read_rows(folder: str | Path, offset: int = 0) -> tuple[list[dict], int]:
 
 
 def last_row(folder: str | Path, of: tuple[str, ...] = EVENTS) -> dict:
-    "The newest row of these events near the end of the log; {} if there is none. Reads 4 kB of it, or more if it must."
+    "The newest row of these events near the end of the log, {} if there is none. Reads 4 kB, or more if it must."
     try: log = open(Path(folder)/"events.jsonl", "rb")
     except OSError: return {}
     with log:
@@ -129,7 +129,7 @@ class Story:
         if row["event"] == "control": self._controls.add(row["id"])
 
     def _cut(self, resume: dict) -> None:
-        "What lies after the point of a resume is superseded, and results at that point that its checkpoint did not know."
+        "What lies after the point of a resume is superseded, and results at it that its checkpoint did not know."
         point, known = (self._stages.get(resume.get("stage"), -1), resume["from"]), resume.get("position")
         def stays(row: dict, begin: int) -> bool:
             again = known is not None and begin >= known and row["event"] in ("step", "eval", "epoch")
@@ -162,8 +162,8 @@ def tell(folder: str | Path, command: str, values: dict | None = None) -> str:
     return row["id"]
 
 
-CHANGEABLE = ("lr", "weight_decay", "momentum", "min_lr", "gamma", "clip", "clip_value", "epochs", "patience", "min_delta",
-              "save_interval", "keep_last_n", "eval_every", "ema", "label_smoothing")
+CHANGEABLE = ("lr", "weight_decay", "momentum", "min_lr", "gamma", "clip", "clip_value", "epochs", "patience",
+              "min_delta", "save_interval", "keep_last_n", "eval_every", "ema", "label_smoothing")
 
 
 def check_changes(values: dict) -> dict:
@@ -212,17 +212,19 @@ class Ledger:
                  and (row["step"] > step or row["step"] == step and begin >= (position or 0))]
         outstanding = {row["id"]: row for row in sorted(later, key=lambda row: row["step"])}
         self.stage, self.step = stage, step
-        self.log("resume", step, format=1, pid=os.getpid(), host=platform.node(), position=position, **{"from": step}, **facts)
+        self.log("resume", step, format=1, pid=os.getpid(), host=platform.node(), position=position,
+                 **{"from": step}, **facts)
         self._discard_stale()
         self.sync()
         return list(outstanding.values())
 
     def _controls(self) -> Iterator[tuple[int, dict]]:
         "(where it begins, row) of each control in the log, of all lives."
-        return ((begin, row) for begin, _, row in _rows(self.folder, 0, b'"control"') if row and row["event"] == "control")
+        return ((begin, row) for begin, _, row in _rows(self.folder, 0, b'"control"')
+                if row and row["event"] == "control")
 
     def _discard_stale(self) -> None:
-        "Pauses and stops from before this life were meant for a process that is gone; a number to set is still wanted."
+        "Pauses and stops from before this life were for a process that is gone; a number to set is still wanted."
         if not self._fresh: return
         self._fresh = False
         for path, row in self._mail():

@@ -95,7 +95,8 @@ class Lock:
 
     def _take(self, path: Path) -> None:
         if _HELD.get(_identity(path)) == os.getpid():
-            raise RunBusy(f"{self.folder}  is in use in this process; call close() on the trainer or ledger that has it")
+            raise RunBusy(f"{self.folder}  is in use in this process; "
+                          "call close() on the trainer or ledger that has it")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -103,7 +104,8 @@ class Lock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise OSError(error.errno, f"{self.folder}  cannot be locked: {error.strerror}; "
                                            "use a file system with locks") from None
-            raise RunBusy(f"{self.folder}  is in use by {describe(owner(self.folder))}; wait for it, or end it") from None
+            raise RunBusy(f"{self.folder}  is in use by {describe(holder(self.folder) or {})}; "
+                          "wait for it, or end it") from None
         self.fd, self.identity = fd, _identity(path)
         _HELD[self.identity] = os.getpid()
 
@@ -131,31 +133,35 @@ def owner(folder: str | Path) -> dict:
 
 
 def describe(who: dict) -> str:
+    "A holder in words."
     if not who: return "another process"
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(who.get("since", 0)))
-    return f"process {who.get('pid')} on {who.get('host')} since {since}"
+    since = f" since {time.strftime('%Y-%m-%d %H:%M', time.localtime(who['since']))}" if who.get("since") else ""
+    return f"process {who.get('pid')} on {who.get('host')}{since}"
 
 # %% ../nbs/06_lock.ipynb #40e83f84
 def holder(folder: str | Path) -> dict | None:
     "The living process that holds the lock of this run, or None. Takes no lock itself."
-    path = Path(folder)/".lock"
-    if _HELD.get(_identity(path)) == os.getpid(): return owner(folder)
+    path, said = Path(folder)/".lock", owner(folder)
+    if _HELD.get(_identity(path)) == os.getpid(): return said
     try: fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError: return None
-    try: held = _is_locked(fd)
-    except OSError: held = owner(folder).get("host") == platform.node() and _is_alive(owner(folder).get("pid"))
+    try: pid = _locked_by(fd)
+    except OSError:  # a file system that cannot tell
+        return said if said.get("host") == platform.node() and _is_alive(said.get("pid")) else None
     finally: os.close(fd)
-    return (owner(folder) or {"pid": None}) if held else None
+    if pid is None: return None
+    known = pid == said.get("pid") or said.get("host") not in (None, platform.node())
+    return said if known else {"pid": pid, "host": platform.node()}  # it has not written its name yet
 
 
-def _is_locked(fd: int) -> bool:
-    "F_GETLK: would a lock be refused? The struct differs between Linux and macOS."
+def _locked_by(fd: int) -> int | None:
+    "F_GETLK: who would refuse a lock? The struct differs between Linux and macOS."
     linux = sys.platform != "darwin"
     ask = (struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0) if linux
            else struct.pack("@qqihh", 0, 0, 0, fcntl.F_WRLCK, 0))
-    answer = fcntl.fcntl(fd, fcntl.F_GETLK, ask)
-    kind = struct.unpack("@hhqqi4x", answer)[0] if linux else struct.unpack("@qqihh", answer)[3]
-    return kind != fcntl.F_UNLCK
+    fields = struct.unpack("@hhqqi4x" if linux else "@qqihh", fcntl.fcntl(fd, fcntl.F_GETLK, ask))
+    kind, pid = (fields[0], fields[4]) if linux else (fields[3], fields[2])
+    return None if kind == fcntl.F_UNLCK else pid
 
 
 def _is_alive(pid: object) -> bool:

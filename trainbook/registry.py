@@ -77,7 +77,8 @@ def find(kind: str, name: str, trusted: bool = True) -> Callable:
     module, _, path = name.partition(":")
     try: found: Any = import_module(module)
     except ModuleNotFoundError as error:
-        if not error.name or not f"{module}.".startswith(f"{error.name}."): raise _import_failed(kind, name, error) from error
+        if not error.name or not f"{module}.".startswith(f"{error.name}."):
+            raise _import_failed(kind, name, error) from error
         raise ConfigError(f"{kind} {name}  there is no module {error.name}; is its folder the current one, "
                           "or on PYTHONPATH?") from None
     except Exception as error: raise _import_failed(kind, name, error) from error
@@ -92,8 +93,10 @@ def find(kind: str, name: str, trusted: bool = True) -> Callable:
 
 def _import_failed(kind: str, name: str, error: Exception) -> ConfigError:
     "One line for what went wrong inside the module, with the line of the module."
-    where = next((frame for frame in reversed(traceback.extract_tb(error.__traceback__)) if "importlib" not in frame.filename), None)
-    at = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else f"{where.filename}:{where.lineno}" if where else "?"
+    where = next((frame for frame in reversed(traceback.extract_tb(error.__traceback__))
+                  if "importlib" not in frame.filename), None)
+    at = (f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError)
+          else f"{where.filename}:{where.lineno}" if where else "?")
     return ConfigError(f"{kind} {name}  its module cannot be imported: {type(error).__name__}: {error} ({at})")
 
 # %% ../nbs/05_registry.ipynb #cfb94abf

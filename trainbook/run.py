@@ -54,7 +54,8 @@ def check_name(name: str) -> str:
 def _tidy(stem: str) -> str: return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
 
 # %% ../nbs/08_run.ipynb #3e953294
-_INFO = ("id", "name", "created", "parent", "seed", "command", "host", "versions", "git", "found")  # what run.json holds
+_INFO = ("id", "name", "created", "parent", "seed",
+         "command", "host", "versions", "git", "found")  # what run.json holds
 
 
 class Run:
@@ -66,12 +67,16 @@ class Run:
         except FileNotFoundError:
             short = "; its creation was cut short" if (self.folder/"inbox").is_dir() else ""
             raise RunError(f"{folder} is no run (it has no run.json{short})") from None
-        except (OSError, ValueError, RecursionError) as error: raise RunError(f"{folder}/run.json cannot be read: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{folder}/run.json cannot be read: {error}") from None
         form = self.info.get("format") if isinstance(self.info, dict) else None
         if isinstance(form, int) and form > 1:
-            raise RunError(f"{folder} has format {form}, expected 1; a newer trainbook wrote it: pip install -U trainbook")
+            raise RunError(f"{folder} has format {form}, expected 1; "
+                           "a newer trainbook wrote it: pip install -U trainbook")
         missing = [key for key in _INFO if key not in self.info] if isinstance(self.info, dict) else ["everything"]
-        if form != 1 or missing: raise RunError(f"{folder}/run.json is damaged, or not ours: it lacks {', '.join(missing) or 'its format'}")
+        if form != 1 or missing:
+            raise RunError(f"{folder}/run.json is damaged, or not ours: "
+                           f"it lacks {', '.join(missing) or 'its format'}")
 
     @classmethod
     def create(cls, config: Config | None = None, parent: tuple[Run, str, int] | None = None,
@@ -101,14 +106,18 @@ class Run:
     @classmethod
     def _fill(cls, folder: Path, config: Config, parent, command) -> Run:
         found = sorted(set(os.listdir(folder)) - _OURS)
-        if foreign := [name for name in ("config.yaml", "events.jsonl") if (folder/name).exists() and not _cut_short(folder)]:
+        if foreign := [name for name in ("config.yaml", "events.jsonl")
+                       if (folder/name).exists() and not _cut_short(folder)]:
             raise RunError(f"{folder} has a {foreign[0]} of its own; choose another save_dir")
         (folder/"inbox").mkdir(exist_ok=True)
         write_whole(folder/"config.yaml", config.to_yaml())
-        info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2]} if parent else None,
+        info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2]}
+                          if parent else None,
                 "seed": config.training.seed, "command": sys.argv if command is None else command, "cwd": os.getcwd(),
-                "host": platform.node(), "platform": platform.platform(), "versions": _versions(), "git": _git(), "found": found}
+                "host": platform.node(), "platform": platform.platform(), "versions": _versions(), "git": _git(),
+                "found": found}
         if parent: _note_branch(parent[0].folder, info["id"], folder)
         write_whole(folder/"run.json", json.dumps(info, indent=1))
         sync_folder(folder.parent)
@@ -162,7 +171,8 @@ class Run:
     def children(self) -> list[Run]:
         "The runs that branched from this one, as far as they are still where they were made, or beside it."
         noted = [Path(path.read_text()) for path in (self.folder/"branches").glob("*")]
-        found = {run.id: run for run in [*runs(self.folder.parent), *(Run(path) for path in noted if (path/"run.json").exists())]
+        found = {run.id: run
+                 for run in [*runs(self.folder.parent), *(Run(path) for path in noted if (path/"run.json").exists())]
                  if run.parent and run.parent["id"] == self.id}
         return list(found.values())
 
@@ -187,12 +197,14 @@ class Run:
     def check_removable(self) -> None:
         "RunError if it must stay: it runs, others branched from it, or it holds what the run did not make."
         if self.folder.is_symlink(): raise RunError(f"{self.folder} is a link; remove the folder that it leads to")
-        if alive := holder(self.folder): raise RunError(f"{self.name} is running (process {alive['pid']}); stop it first")
+        if alive := holder(self.folder):
+            raise RunError(f"{self.name} is running (process {alive['pid']}); stop it first")
         if children := self.children():
             raise RunError(f"{', '.join(run.name for run in children)} branched from {self.name}; "
                            f"remove {'it' if len(children) == 1 else 'them'} first")
         if foreign := [name for name in self.info["found"] if (self.folder/name).exists()]:
-            raise RunError(f"{self.folder} holds what the run did not make ({', '.join(foreign[:5])}); move that away first")
+            raise RunError(f"{self.folder} holds what the run did not make ({', '.join(foreign[:5])}); "
+                           "move that away first")
 
     def remove(self) -> None:
         "Deletes the folder. It is renamed first, so that a deletion that is cut short leaves no half run."
@@ -206,7 +218,7 @@ class Run:
         return trash
 
     def archive(self) -> Path:
-        "Packs the folder into archive/NAME.tar.gz beside it, reads the pack back and compares, and removes the folder."
+        "Packs the folder into archive/NAME.tar.gz beside it, reads the pack back, compares, removes the folder."
         self.check_removable()
         pack = self.folder.parent/"archive"/f"{self.name}.tar.gz"
         pack.parent.mkdir(exist_ok=True)
@@ -216,9 +228,12 @@ class Run:
             # nobody may open the lock file: closing it again would drop the lock
             leave = {f"{self.name}/.lock", f"{self.name}/owner.json"}
             try:
-                with tarfile.open(beside, "w:gz") as tar: tar.add(self.folder, self.name, filter=lambda m: None if m.name in leave else m)
-                with tarfile.open(beside) as tar: packed = {m.name: _digest(tar.extractfile(m)) for m in tar if m.isfile() or m.islnk()}
-                there = {f"{self.name}/{path.relative_to(self.folder)}": path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()}
+                with tarfile.open(beside, "w:gz") as tar:
+                    tar.add(self.folder, self.name, filter=lambda m: None if m.name in leave else m)
+                with tarfile.open(beside) as tar:
+                    packed = {m.name: _digest(tar.extractfile(m)) for m in tar if m.isfile() or m.islnk()}
+                there = {f"{self.name}/{path.relative_to(self.folder)}": path
+                         for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()}
                 if packed != {name: _digest(open(path, "rb")) for name, path in there.items() if name not in leave}:
                     raise RunError(f"{self.name} changed while it was packed; nothing was removed")
                 os.rename(beside, pack)
@@ -260,7 +275,7 @@ def _cut_short(folder: Path) -> bool:
 
 
 def _note_branch(parent: Path, child: str, folder: Path) -> None:
-    "The parent knows where its branches are, so that it is not removed; in a parent that may not be written it stays unknown."
+    "The parent knows where its branches are, so that it is not removed; one that may not be written stays unaware."
     try:
         (parent/"branches").mkdir(exist_ok=True)
         write_whole(parent/"branches"/child, str(folder.absolute()))
@@ -318,7 +333,7 @@ def find_run(name: str | Path, root: str | Path = "runs") -> Run:
     "A run by its folder, or by its name below root."
     for folder in (Path(name), Path(root)/name):
         if (folder/"run.json").is_file(): return Run(folder)
-        if folder == Path(name) and not _NAME.fullmatch(str(name)):
+        if folder == Path(name) and (os.sep in str(name) or str(name).startswith(".")):
             break  # a path is a path; only a plain name is looked for in root
     known = [run.name for run in runs(root)]
     if Path(name).is_dir(): Run(name)  # says why it is none

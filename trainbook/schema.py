@@ -97,7 +97,8 @@ def _one_of(*words: str, also: dict[str, str] | None = None, dotted: bool = Fals
         others = ", ".join(words) + (", or package.module:Name" if dotted else "")
         refuse(f"one of {others}", value, near(value, words))
     every = [*words, *(also or {})]
-    in_any_case = "|".join("".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else re.escape(c) for c in w) for w in every)
+    in_any_case = "|".join("".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else re.escape(c) for c in w)
+                           for w in every)
     choices = [{"enum": list(words)}, {"type": "string", "pattern": f"^({in_any_case})$"}]
     if also: choices.append({"enum": [value for word in also if not isinstance(value := scalar(word), str)]})
     if dotted: choices.append({"type": "string", "pattern": ":"})
@@ -163,7 +164,8 @@ class Section(BaseModel):
     def __getitem__(self, key: str):
         if key not in self.keys():
             raise KeyError(f"{type(self).__name__.lower()} has no {key!r}{near(key, self.keys())}")
-        return self.__dict__[key] if key in self.__dict__ else self.model_extra[key]  # an argument may be called `copy`
+        # an argument may be called `copy`
+        return self.__dict__[key] if key in self.__dict__ else self.model_extra[key]
 
     def get(self, key: str, default=None): return self[key] if key in self else default
     def items(self): return [(key, self[key]) for key in self.keys()]

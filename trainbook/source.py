@@ -242,7 +242,8 @@ class _Tree:
 def dotted(path: Iterable) -> str:
     "A path for a message; a part that is no plain word is quoted, so that a message stays one line."
     words = map(str, path)
-    return ".".join(word if word.isprintable() and re.fullmatch(r'[^\s"]+', word) else json.dumps(word) for word in words)
+    return ".".join(word if word.isprintable() and re.fullmatch(r'[^\s"]+', word) else json.dumps(word)
+                    for word in words)
 
 
 def _dotted(path: Iterable) -> str: return f"{text}  " if (text := dotted(path)) else ""
@@ -291,15 +292,16 @@ def read_python(path: str | Path, place: Place | None = None) -> dict[str, Writt
                 found[name] = _literal(line.value, here, name, mistakes)
     for node in sorted(ast.walk(module), key=lambda node: getattr(node, "lineno", 0)):
         if (name := _changed_name(node)) in found:
-            mistakes.append(f"{Place(where, node.lineno, node.col_offset + 1)}  {name}  is changed here, and nothing is "
-                            "executed; write the value where the dict stands")
+            mistakes.append(f"{Place(where, node.lineno, node.col_offset + 1)}  {name}  is changed here, "
+                            "and nothing is executed; write the value where the dict stands")
     if mistakes: raise ConfigError(*mistakes)
     return found
 
 
 def _upper_names(line: ast.stmt) -> list[str]:
     "SKELETON of `SKELETON = …`; nothing of other lines."
-    targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else []
+    targets = (line.targets if isinstance(line, ast.Assign)
+               else [line.target] if isinstance(line, ast.AnnAssign) else [])
     return [node.id for node in targets if isinstance(node, ast.Name) and node.id.isupper() and line.value]
 
 
@@ -314,7 +316,8 @@ def _changed_name(node: ast.AST) -> str | None:
     changing = ("update", "setdefault", "pop", "popitem", "clear")
     if isinstance(node, ast.AugAssign): inner: ast.AST = node.target
     elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load): inner = node.value
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in changing: inner = node.func.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in changing:
+        inner = node.func.value
     else: return None
     while isinstance(inner, ast.Subscript): inner = inner.value
     return inner.id if isinstance(inner, ast.Name) else None
@@ -324,7 +327,8 @@ def _literal(node: ast.expr, place: Place, name: str, mistakes: list[str]) -> Wr
     "A literal of the syntax tree as Written; anything that would have to run is a mistake."
     if isinstance(node, ast.Dict) and not any(key is None for key in node.keys):
         odd = [key for key in node.keys if not isinstance(key, ast.Constant) or type(key.value) not in (str, int)]
-        for key in odd: mistakes.append(f"{place}  {name}  a key must be a word or a whole number, found {ast.unparse(key)[:60]}")
+        for key in odd:
+            mistakes.append(f"{place}  {name}  a key must be a word or a whole number, found {ast.unparse(key)[:60]}")
         if odd: return Written(None, place)
         words = [key.value for key in node.keys]
         for word in {word for word in words if words.count(word) > 1}:

@@ -94,13 +94,15 @@ def _switch(on, off): return lambda value: on if yes_or_no(value) else off
 
 _FLAG = {"anyOf": [{"type": "boolean"}, {"enum": ["yes", "no", "on", "off", 0, 1]}]}
 _RULES = {"steps": (_steps, {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]"}]}),
-          "amp": (_switch("auto", "fp32"), _FLAG), "fp16": (_switch("fp16", "fp32"), _FLAG), "bf16": (_switch("bf16", "fp32"), _FLAG),
+          "amp": (_switch("auto", "fp32"), _FLAG), "fp16": (_switch("fp16", "fp32"), _FLAG),
+          "bf16": (_switch("bf16", "fp32"), _FLAG),
           "opt_level": (_opt_level, {"type": "string", "pattern": "^[oO][0-3]$"}),
-          "ema": (lambda value: (0.999 if value else None) if isinstance(value, bool) else value, {"type": ["boolean", "number"]})}
+          "ema": (lambda value: (0.999 if value else None) if isinstance(value, bool) else value,
+                  {"type": ["boolean", "number"]})}
 
 # %% ../nbs/02_spelling.ipynb #35c6109f
 class Known(NamedTuple):
-    "Where a spelling leads: the canonical path, the rule that changes its value, and the schema of what is written there."
+    "Where a spelling leads: the canonical path, the rule that changes its value, and the schema of what is written."
     path: tuple
     convert: Any = None
     schema: dict | None = None
