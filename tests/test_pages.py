@@ -31,7 +31,7 @@ def test_a_page_that_shows_something_else_is_noticed(tmp_path):
 
 def test_nbdev_test_passes():
     """People run it, so it passes too: another executor, all pages in its own workers."""
-    done = subprocess.run([BIN/"nbdev_test", "--n_workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=600, env=ONE_THREAD)
+    done = subprocess.run([BIN/"nbdev_test", "--n_workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, (done.stdout + done.stderr)[-3000:]
 
 
