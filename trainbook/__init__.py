@@ -5,7 +5,9 @@ The page number is the layer; a module imports only from pages before its own.
     0x words      source  schema  spelling  layers  config     what a person wrote, and where
                   registry                                     names to builders
                   lock  ledger  run                            the run folder
-    1x machine, 2x ingredients, 3x the run                     to come: device, data, optim, checkpoint, trainer
+    1x machine                                                 to come: device, dist
+    2x ingredients  state  tensorfile                          what a checkpoint is made of; data, optim to come
+    3x the run                                                 to come: checkpoint, events, loggers, trainer
     4x doors      cli                                          the command line
 
 Start with `Config.from_yaml` and `Run`; the pages are in nbs/, in reading order.
