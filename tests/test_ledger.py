@@ -400,9 +400,19 @@ def test_of_many_threads_that_ask_at_once_one_gets_the_lock(run):
 
 
 def test_ten_start_at_once_and_one_writes(run):
-    """Barrier by a file; each tries once."""
-    code = f"import time\nfrom pathlib import Path\nfrom trainbook import Run\nrun = Run({str(run.folder)!r})\nwhile not Path('go').exists(): time.sleep(0.001)\nrun.write(); print('mine', flush=True); time.sleep(2)"
+    """Barrier by a file; each tries once, and the one that won holds the run until all others have given up."""
+    code = f"""
+import time
+from pathlib import Path
+from trainbook import Run
+run = Run({str(run.folder)!r})
+while not Path('go').exists(): time.sleep(0.001)
+run.write(); print('mine', flush=True)
+while not Path('enough').exists(): time.sleep(0.01)
+"""
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(10)]
-    time.sleep(1.5); Path("go").touch()
+    time.sleep(1); Path("go").touch()
+    while sum(process.poll() is None for process in processes) > 1: time.sleep(0.05)
+    Path("enough").touch()
     outcomes = [process.communicate() for process in processes]
     assert [out for out, _ in outcomes].count("mine\n") == 1 and sum("RunBusy" in err for _, err in outcomes) == 9
