@@ -331,3 +331,9 @@ def test_first_run_makes_a_run_and_names_three_commands(here):
 def test_busy_is_exit_code_one(here):
     from trainbook.cli import _exit_code
     assert _exit_code(RunBusy("x")) == 1 and _exit_code(KeyError("ours")) is None
+
+
+def test_a_tilde_is_the_home_folder(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here/"home"))
+    assert Run.create(Config.from_dict({"save_dir": "~/x"})).folder == here/"home"/"x"
+    assert made(root="~/runs").folder.parent == here/"home"/"runs" and not Path("~").exists()
