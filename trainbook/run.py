@@ -83,7 +83,8 @@ class Run:
                command: list[str] | None = None) -> Run:
         "A new run folder for a config; `parent` is (run, stage, step) for a branch."
         config = config or Config.from_dict({})
-        if config.training.save_dir: return cls._create_at(Path(config.training.save_dir).expanduser(), config, parent, command)
+        if config.training.save_dir:
+            return cls._create_at(Path(config.training.save_dir).expanduser(), config, parent, command)
         stem = check_name(config.run.name) if config.run.name else _tidy(config.name)
         return cls._fill(_new_folder(Path(config.run.root).expanduser()/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"),
                          config, parent, command)
