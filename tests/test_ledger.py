@@ -31,7 +31,7 @@ def train() -> None:
             if known and known["step"] == total: state = known; continue
             begun = any(row["event"] == "start" and row["stage"] == stage for row in read_rows(run.folder)[0])
             if known: state, again = known, ledger.resume(stage, known["step"], known["position"])
-            elif begun: again = ledger.resume(stage, 0)
+            elif begun: again = ledger.resume(stage, 0, 0)
             else: again = ledger.start(stage) or []
             if train_stage(ledger, run, stage, total, {**state, "step": known["step"] if known else 0}, again, saved): return
             state = json.loads(saved.read_text())
@@ -226,9 +226,9 @@ def test_damage_in_the_middle_costs_one_row(run):
 
 def test_a_resume_of_a_stage_supersedes_later_stages_too(run):
     with run.write() as ledger:
-        ledger.start("one"); ledger.log("step", 1); ledger.log("step", 2)
+        ledger.start("one"); ledger.log("step", 1); position = ledger.position; ledger.log("step", 2)
         ledger.start("two"); ledger.log("step", 1)
-        ledger.resume("one", 1); ledger.log("step", 2)
+        ledger.resume("one", 1, position); ledger.log("step", 2)
     assert [(row["stage"], row["step"]) for row in run.story().of("step")] == [("one", 1), ("one", 2)]
 
 
@@ -275,7 +275,7 @@ def test_rows_that_are_no_rows_do_no_harm(run):
     with open(run.folder/"events.jsonl", "a") as log:
         for text in ('{"event": "control"}', '{"event": "end"}', '{"event": "step", "step": "x"}', '{"event": "step", "stage": 3}', '{"event": "resume"}', "[" * 50_000, '"x"', '{"event": []}'): log.write(text + "\n")
     assert run.status == "interrupted" and [row["step"] for row in run.story().of("step")] == [1]
-    with run.write() as ledger: ledger.resume("m", 1)
+    with run.write() as ledger: ledger.resume("m", 1, ledger.position)
 
 
 def test_a_row_of_any_length_is_the_last_row(run):

@@ -105,7 +105,7 @@ def test_status_of_each_life(here):
             ledger.start("m"); assert run.status == "running"
             ledger.end(status); assert run.status == status
         assert run.status == status
-    with run.write() as ledger: ledger.resume("m", 0)
+    with run.write() as ledger: ledger.resume("m", 0, 0)
     assert run.status == "interrupted"
 
 
@@ -228,7 +228,7 @@ def test_a_folder_of_somebody_else_is_never_removed(here):
 
 def test_a_project_as_save_dir_keeps_its_files(here):
     (here/"proj"/"src").mkdir(parents=True); Path("proj/src/code.py").touch(); Path("proj/config.yaml").write_text("mine: 1\n")
-    with pytest.raises(RunError, match="proj has a config.yaml of its own"): Run.create(Config.from_dict({"save_dir": "proj"}))
+    with pytest.raises(RunError, match="proj has its own config.yaml"): Run.create(Config.from_dict({"save_dir": "proj"}))
     assert Path("proj/config.yaml").read_text() == "mine: 1\n" and not Path("proj/run.json").exists()
     Path("proj/config.yaml").unlink()
     run = Run.create(Config.from_dict({"save_dir": "proj"}))
@@ -337,3 +337,48 @@ def test_a_tilde_is_the_home_folder(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here/"home"))
     assert Run.create(Config.from_dict({"save_dir": "~/x"})).folder == here/"home"/"x"
     assert made(root="~/runs").folder.parent == here/"home"/"runs" and not Path("~").exists()
+
+
+def test_a_creation_that_is_killed_at_any_write_can_be_made_again(here):
+    """With save_dir, where the next start finds the remains under the same name."""
+    code = """
+import os, signal, sys
+from trainbook import Config, Run
+left = int(sys.argv[1])
+def mortal(real):
+    def call(*words, **more):
+        global left
+        left -= 1
+        if left == 0: os.kill(os.getpid(), signal.SIGKILL)
+        return real(*words, **more)
+    return call
+for name in ("write", "fsync", "rename", "mkdir"): setattr(os, name, mortal(getattr(os, name)))
+Run.create(Config.from_dict({"save_dir": "here"}))
+"""
+    for n in range(1, 100):
+        done = subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True)
+        if done.returncode == 0: break
+        assert done.returncode == -9, done.stderr
+        run = Run.create(Config.from_dict({"save_dir": "here", "run": {"on_existing": "resume"}}))
+        assert run.folder == Path("here") and run.status == "new" and run.info["found"] == []
+        run.remove()
+    assert n > 8 and not Path("here-2").exists()
+
+
+def test_a_full_inbox_of_somebody_else_is_not_taken_over(here):
+    (here/"post"/"inbox").mkdir(parents=True); Path("post/inbox/letter").touch()
+    with pytest.raises(RunError, match="post has its own inbox"): Run.create(Config.from_dict({"save_dir": "post"}))
+    assert Path("post/inbox/letter").exists()
+
+
+def test_a_deletion_that_was_cut_short_is_finished_by_the_next(here):
+    run = made()
+    os.rename(run.folder, "runs/.trash-demo-abcdef")
+    made().remove()
+    assert os.listdir("runs") == []
+
+
+def test_a_full_disk_says_where(here):
+    code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\nfrom trainbook import Config, Run; Run.create(Config.from_dict({'save_dir': 'full'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "OSError: [Errno 27] File too large: 'full/config.yaml'" in done.stderr and os.listdir("full/inbox") == []

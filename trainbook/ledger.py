@@ -130,9 +130,9 @@ class Story:
 
     def _cut(self, resume: dict) -> None:
         "What lies after the point of a resume is superseded, and results at it that its checkpoint did not know."
-        point, known = (self._stages.get(resume.get("stage"), -1), resume["from"]), resume.get("position")
+        point, known = (self._stages.get(resume.get("stage"), -1), resume["from"]), resume.get("position", float("inf"))
         def stays(row: dict, begin: int) -> bool:
-            again = known is not None and begin >= known and row["event"] in ("step", "eval", "epoch")
+            again = begin >= known and row["event"] in ("step", "eval", "epoch")
             return self._at(row) < point or self._at(row) == point and not again
         kept = [(row, begin) for row, begin in zip(self.rows, self._begins) if stays(row, begin)]
         self.rows, self._begins = [row for row, _ in kept], [begin for _, begin in kept]
@@ -204,12 +204,12 @@ class Ledger:
         self._discard_stale()
         self.sync()
 
-    def resume(self, stage: str, step: int, position: int | None = None, **facts) -> list[dict]:
+    def resume(self, stage: str, step: int, position: int, **facts) -> list[dict]:
         """A stage goes on from a checkpoint at this step, which knew the log up to `position`
-        (None: the stage begins anew). Returns the controls that were given since, in order,
+        (step 0, position 0: the stage begins anew). Returns the controls that were given since, in order,
         each to be applied again after its own step with `again`."""
         later = [row for begin, row in self._controls() if row["command"] == "set" and row.get("stage") == stage
-                 and (row["step"] > step or row["step"] == step and begin >= (position or 0))]
+                 and (row["step"] > step or row["step"] == step and begin >= position)]
         outstanding = {row["id"]: row for row in sorted(later, key=lambda row: row["step"])}
         self.stage, self.step = stage, step
         self.log("resume", step, format=1, pid=os.getpid(), host=platform.node(), position=position,
@@ -248,7 +248,9 @@ class Ledger:
             data = (b"\n" if self._torn else b"") + b"".join(self._rows)
             torn, self._torn = self._torn, True
             try: size = os.write(self._log, data)
-            except OSError: self._torn = torn; raise
+            except OSError as error:
+                self._torn, error.filename = torn, str(self.folder/"events.jsonl")
+                raise
             size -= torn
             while self._rows and size >= len(self._rows[0]): size -= len(self._rows.pop(0))
             self._torn = size > 0

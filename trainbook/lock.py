@@ -56,8 +56,9 @@ def write_whole(path: str | Path, text: str) -> None:
             sync(fd)
         finally: os.close(fd)
         os.rename(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError): error.filename = str(path)  # "no space left" wants to know where
         raise
     sync_folder(path.parent)
 

@@ -106,10 +106,8 @@ class Run:
 
     @classmethod
     def _fill(cls, folder: Path, config: Config, parent, command) -> Run:
-        found = sorted(set(os.listdir(folder)) - _OURS)
-        if foreign := [name for name in ("config.yaml", "events.jsonl")
-                       if (folder/name).exists() and not _cut_short(folder)]:
-            raise RunError(f"{folder} has a {foreign[0]} of its own; choose another save_dir")
+        if foreign := _in_the_way(folder): raise RunError(f"{folder} has its own {foreign}; choose another save_dir")
+        found = sorted(name for name in os.listdir(folder) if name not in _OURS and not name.startswith(".tmp-"))
         (folder/"inbox").mkdir(exist_ok=True)
         write_whole(folder/"config.yaml", config.to_yaml())
         info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name,
@@ -210,13 +208,15 @@ class Run:
     def remove(self) -> None:
         "Deletes the folder. It is renamed first, so that a deletion that is cut short leaves no half run."
         self.check_removable()
-        with Lock(self.folder): trash = self._to_trash()
-        shutil.rmtree(trash)
+        with Lock(self.folder): self._to_trash()
+        self._empty_trash()
 
-    def _to_trash(self) -> Path:
-        trash = self.folder.with_name(f".trash-{self.name[:60]}-{uuid.uuid4().hex[:6]}")
-        os.rename(self.folder, trash)
-        return trash
+    def _to_trash(self) -> None:
+        os.rename(self.folder, self.folder.with_name(f".trash-{self.name[:60]}-{uuid.uuid4().hex[:6]}"))
+
+    def _empty_trash(self) -> None:
+        "Also what a deletion that was cut short has left."
+        for trash in self.folder.parent.glob(".trash-*-??????"): shutil.rmtree(trash, ignore_errors=True)
 
     def archive(self) -> Path:
         "Packs the folder into archive/NAME.tar.gz beside it, reads the pack back, compares, removes the folder."
@@ -240,8 +240,8 @@ class Run:
                 os.rename(beside, pack)
             finally: beside.unlink(missing_ok=True)
             sync_folder(pack.parent)
-            trash = self._to_trash()
-        shutil.rmtree(trash)
+            self._to_trash()
+        self._empty_trash()
         return pack
 
     def __eq__(self, other) -> bool: return isinstance(other, Run) and self.id == other.id
@@ -265,6 +265,14 @@ def _new_folder(path: Path, first: int = 1) -> Path:
 
 
 _OURS = {"inbox", "config.yaml", "events.jsonl", ".lock", "owner.json", "train.log"}
+
+
+def _in_the_way(folder: Path) -> str:
+    "A file of somebody else's where ours would come; what a creation that was cut short left is ours."
+    config, inbox = folder/"config.yaml", folder/"inbox"
+    if config.exists() and not config.read_bytes().startswith(b"# trainbook config"): return "config.yaml"
+    if inbox.exists() and (not inbox.is_dir() or os.listdir(inbox)): return "inbox"
+    return "events.jsonl" if (folder/"events.jsonl").exists() else ""
 
 
 def _cut_short(folder: Path) -> bool:
