@@ -4,10 +4,11 @@ The page number is the layer; a module imports only from pages before its own.
 
     0x words      source  schema  spelling  layers  config     what a person wrote, and where
                   registry                                     names to builders
-                  lock  ledger  run                            the run folder
+                  lock  ledger  run  trust                     the run folder, and whose code may run
     1x machine                                                 to come: device, dist
-    2x ingredients  state  tensorfile                          what a checkpoint is made of; data, optim to come
-    3x the run                                                 to come: checkpoint, events, loggers, trainer
+    2x ingredients  state  tensorfile  stepfolder  load        what a checkpoint is made of, which one is meant
+                  pickled  foreign  weights                    what others wrote; data, optim to come
+    3x the run    checkpoint                                   save, keep, load; events, loggers, trainer to come
     4x doors      cli                                          the command line
 
 Start with `Config.from_yaml` and `Run`; the pages are in nbs/, in reading order.
@@ -22,7 +23,9 @@ if sys.platform == "win32":
 
 # name → module; resolved on first use, so that `import trainbook` stays fast and free of torch
 _PUBLIC = {"Config": "config", "ConfigError": "source",
-           "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry"}
+           "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry",
+           "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "tensorfile",
+           "load_weights": "weights"}
 __all__ = list(_PUBLIC)
 
 

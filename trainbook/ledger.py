@@ -261,9 +261,14 @@ class Ledger:
         self.flush()
         sync(self._log)
 
+    def force(self) -> None:
+        "What was flushed is on the disk; a writer thread may call this. Raises LostOwnership as sync does."
+        self.lock.check()
+        sync(self._log)
+
     @property
     def position(self) -> int:
-        "The byte where the log ends; a checkpoint records it after sync."
+        "The byte where the log ends, after a flush; a checkpoint records it."
         self.flush()
         return os.fstat(self._log).st_size
 

@@ -112,7 +112,8 @@ class Lock:
 
     def check(self) -> None:
         "Raises LostOwnership if the folder is no longer ours: it was taken over, or deleted."
-        if _identity(self.folder/".lock") != self.identity or owner(self.folder).get("token") != self.token:
+        mine = self.fd is not None and _HELD.get(self.identity) == os.getpid()  # a forked child holds nothing
+        if not mine or _identity(self.folder/".lock") != self.identity or owner(self.folder).get("token") != self.token:
             raise LostOwnership(f"{self.folder}  was taken over by {describe(owner(self.folder))} or removed; "
                                 "nothing more is written")
 

@@ -26,12 +26,14 @@ from .lock import Lock, holder, sync_folder, write_whole
 from .source import near
 
 # %% auto #0
-__all__ = ['RunError', 'check_name', 'Run', 'runs', 'cut_short', 'find_run']
+__all__ = ['RunError', 'check_name', 'Run', 'branch_points', 'versions', 'git_state', 'runs', 'cut_short', 'find_run']
 
 # %% ../nbs/08_run.ipynb #ab2b4dd6
 # Map of this module, top to bottom:
 #   RunError, check_name    names that may become folders
 #   Run                     create, open; status, story, lineage, size; remove, archive
+#   branch_points           checkpoints that must stay
+#   versions, git_state     what code this is
 #   runs, find_run          all runs below a folder; one by its name
 
 # %% ../nbs/08_run.ipynb #b073eb2b
@@ -115,9 +117,10 @@ class Run:
                 "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2]}
                           if parent else None,
                 "seed": config.training.seed, "command": sys.argv if command is None else command, "cwd": os.getcwd(),
-                "host": platform.node(), "platform": platform.platform(), "versions": _versions(), "git": _git(),
+                "host": platform.node(), "platform": platform.platform(), "versions": versions(), "git": git_state(),
                 "found": found}
-        if parent: _note_branch(parent[0].folder, info["id"], folder)
+        if parent: _note_branch(parent[0].folder, info["id"], {"folder": str(folder.absolute()), "stage": parent[1],
+                                                               "step": parent[2]})
         write_whole(folder/"run.json", json.dumps(info, indent=1))
         sync_folder(folder.parent)
         return cls(folder)
@@ -169,7 +172,7 @@ class Run:
 
     def children(self) -> list[Run]:
         "The runs that branched from this one, as far as they are still where they were made, or beside it."
-        noted = [Path(path.read_text()) for path in (self.folder/"branches").glob("*")]
+        noted = [Path(note["folder"]) for note in _branches(self.folder)]
         found = {run.id: run
                  for run in [*runs(self.folder.parent), *(Run(path) for path in noted if (path/"run.json").exists())]
                  if run.parent and run.parent["id"] == self.id}
@@ -283,19 +286,34 @@ def _cut_short(folder: Path) -> bool:
     return ours and not os.listdir(folder/"inbox") and holder(folder) is None
 
 
-def _note_branch(parent: Path, child: str, folder: Path) -> None:
-    "The parent knows where its branches are, so that it is not removed; one that may not be written stays unaware."
+def _note_branch(parent: Path, child: str, note: dict) -> None:
+    "The parent knows its branches, so that nothing they started from goes; one that may not be written stays unaware."
     try:
         (parent/"branches").mkdir(exist_ok=True)
-        write_whole(parent/"branches"/child, str(folder.absolute()))
+        write_whole(parent/"branches"/child, json.dumps(note))
     except PermissionError: pass
+
+
+def _branches(folder: Path) -> Iterator[dict]:
+    "The notes of a run's branches; what is no note is passed over."
+    for path in (folder/"branches").glob("[!.]*"):
+        try: note = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError): continue
+        if isinstance(note, dict) and isinstance(note.get("folder"), str): yield note
+
+
+def branch_points(folder: str | Path, stage: str) -> set[int]:
+    "The steps of a stage that living branches of this run started from; their checkpoints stay."
+    return {note["step"] for note in _branches(Path(folder))
+            if note.get("stage") == stage and Path(note["folder"]).is_dir()}
 
 
 def _digest(file) -> str:
     with file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    "Of Python and of the packages that decide what is computed."
     found = {"python": platform.python_version()}
     for package in ("trainbook", "torch", "numpy", "safetensors"):
         try: found[package] = metadata.version(package)
@@ -303,7 +321,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git() -> dict | None:
+def git_state() -> dict | None:
     "The commit of the current folder and whether it has changes; None outside a repository."
     def ask(*words):
         return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True).stdout.strip()

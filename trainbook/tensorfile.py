@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import queue
+import threading
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ class Damaged(CheckpointError):
 
 
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS.items()}
-_PIECE = 8 << 20
+_PIECE = 4 << 20
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> dict:
@@ -47,17 +49,37 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> dict:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         _reserve(fd, size)
-        digest, at = hashlib.sha256(), 0
-        for block in (memoryview(header), *map(_bytes, tensors.values())):
-            for begin in range(0, len(block), _PIECE):
-                piece = block[begin:begin + _PIECE]
-                digest.update(piece)
-                while piece:
-                    done = os.pwrite(fd, piece, at)  # may write less than asked
-                    piece, at = piece[done:], at + done
-        sync(fd)
+        with _Digest() as digest:
+            at = 0
+            for block in (memoryview(header), *map(_bytes, tensors.values())):
+                for begin in range(0, len(block), _PIECE):
+                    piece = block[begin:begin + _PIECE]
+                    digest.update(piece)
+                    while piece:
+                        done = os.pwrite(fd, piece, at)  # may write less than asked
+                        piece, at = piece[done:], at + done
+            sync(fd)
     finally: os.close(fd)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+class _Digest:
+    "sha256 in a thread of its own: the hash and the disk do not wait for each other."
+
+    def __init__(self):
+        self.hash, self.pieces = hashlib.sha256(), queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="sha256", daemon=True)
+
+    def _run(self) -> None:
+        while (piece := self.pieces.get()) is not None: self.hash.update(piece)
+
+    def update(self, piece: bytes | memoryview) -> None: self.pieces.put(piece)
+    def hexdigest(self) -> str: return self.hash.hexdigest()
+    def __enter__(self) -> _Digest: self.thread.start(); return self
+
+    def __exit__(self, *error) -> None:
+        self.pieces.put(None)
+        self.thread.join()
 
 
 def _header(tensors: dict[str, torch.Tensor]) -> tuple[bytes, int]:
@@ -101,26 +123,28 @@ def read_tensors(path: str | Path, expect: dict | None = None, names: set[str] |
         size = os.fstat(file.fileno()).st_size
         if expect and size != expect["bytes"]:
             raise Damaged(f"{path}  has {size:,} bytes, expected {expect['bytes']:,}")
-        entries, begin, digest = _read_header(file, size, str(path))
+        entries, header = _read_header(file, size, str(path))
         hashing = expect is not None and names is None
         found = {}
-        for name, (dtype, shape, at) in entries.items():
-            if names is not None and name not in names: continue
-            found[name] = tensor = _room(into, name, dtype, shape)
-            file.seek(begin + at)
-            block, done = _bytes(tensor), 0
-            while done < len(block):
-                count = file.readinto(block[done:done + _PIECE])
-                if not count: raise Damaged(f"{path}  ends inside {name}")
-                if hashing: digest.update(block[done:done + count])
-                done += count
+        with _Digest() as digest:
+            digest.update(header)
+            for name, (dtype, shape, at) in entries.items():
+                if names is not None and name not in names: continue
+                found[name] = tensor = _room(into, name, dtype, shape)
+                file.seek(len(header) + at)
+                block, done = _bytes(tensor), 0
+                while done < len(block):
+                    count = file.readinto(block[done:done + _PIECE])
+                    if not count: raise Damaged(f"{path}  ends inside {name}")
+                    if hashing: digest.update(block[done:done + count])
+                    done += count
     if hashing and digest.hexdigest() != expect["sha256"]:
         raise Damaged(f"{path}  is not what was written (sha256 differs)")
     return found
 
 
-def _read_header(file, size: int, path: str) -> tuple[dict[str, tuple], int, hashlib._Hash]:
-    "{name: (dtype, shape, begin)}, where the data begin, and the hash so far."
+def _read_header(file, size: int, path: str) -> tuple[dict[str, tuple], bytes]:
+    "{name: (dtype, shape, begin)}, and the bytes before the data."
     length = file.read(8)
     count = int.from_bytes(length, "little")
     if len(length) < 8 or count > _LONGEST_HEADER or 8 + count > size:
@@ -139,7 +163,7 @@ def _read_header(file, size: int, path: str) -> tuple[dict[str, tuple], int, has
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path}  has a header that is not right: {str(error)[:80]}") from None
     if 8 + count + at != size: raise Damaged(f"{path}  has {size:,} bytes, its header says {8 + count + at:,}")
-    return entries, 8 + count, hashlib.sha256(length + text)
+    return entries, length + text
 
 
 def _room(into: dict[str, torch.Tensor] | None, name: str, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
