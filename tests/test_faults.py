@@ -148,7 +148,7 @@ def test_9_the_room_is_looked_at_before_a_byte_is_written_and_the_figures_are_to
     real = os.statvfs
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 10, 10, 300, *real(path)[5:])))
     monkeypatch.setattr(os, "pwrite", lambda *args: pytest.fail("a byte was written"))
-    with pytest.warns(UserWarning, match=r"no room for a checkpoint: it takes 8.0 MB, 1.2 MB are free"): manager.save(state(3, 1_000_000), 3, wait=True)
+    with pytest.warns(UserWarning, match=r"no room for a checkpoint: it takes 8 MB, 1.23 MB are free"): manager.save(state(3, 1_000_000), 3, wait=True)
     assert manager.steps == [1, 2]
 
 

@@ -218,7 +218,7 @@ class CheckpointManager:
 
     def _remember(self) -> None:
         "What the folder tells: which are whole, which is best, when each interval passed last."
-        self._known, self._best, self._marks = {}, None, {}
+        self._known, self._best, self._saved, self._marks = {}, None, None, {}
         for step in steps(self.dir):
             try: self._known[step] = facts_of(read_manifest(step_path(self.dir, step)))
             except Damaged: continue  # it stays where it is until training comes by again

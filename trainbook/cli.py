@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
@@ -17,7 +19,7 @@ __all__ = ['VERBS', 'UsageError', 'Words', 'Verb', 'verb', 'main', 'usage']
 # Map of this module, top to bottom:
 #   Words, UsageError    the words behind a verb
 #   verb, VERBS          a function becomes a verb
-#   config …, runs, show, rm, archive, du
+#   config …, runs, show, rm, archive, du, checkpoint …
 #   main                 words in, exit code out
 
 # %% ../nbs/46_cli.ipynb #da03da2d
@@ -201,7 +203,6 @@ def _agreed(question: str, what: str) -> bool:
 
 @verb("rm", "RUN … [--yes]", "delete runs, after saying what would go")
 def _rm(words: Words) -> int:
-    from pathlib import Path
     from shutil import rmtree
     from trainbook.run import cut_short
     short = [name for name in words.words if Path(name) in cut_short(Path(name).parent)]
@@ -227,6 +228,125 @@ def _du(words: Words) -> None:
              ", ".join(f"{name} {_size(count)}" for name, count in list(parts.items())[:4])) for run, parts in found]
     rows.append((_size(sum(sum(parts.values()) for _, parts in found)), f"all {len(found)}", ""))
     print(_table(rows, ("size", "run", "parts")))
+
+# %% ../nbs/46_cli.ipynb #05af7c10
+def _several(words: Words, name: str) -> list[str]:
+    "The words behind each `--name`."
+    found = []
+    while (word := words.option(name)) is not None: found.append(word)
+    return found
+
+
+def _weigh(path: Path) -> int:
+    "The bytes of a file, or of the files in a folder."
+    return sum(inner.stat().st_size for inner in path.iterdir() if inner.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _patience(path: Path) -> None:
+    "A word before a long silence."
+    if (size := _weigh(path)) > 500_000_000 and sys.stderr.isatty(): print(f"reading {path} ({_size(size)})", file=sys.stderr)
+
+
+@verb("checkpoint ls", "[RUN | RUN/STAGE | FOLDER]", "the checkpoints of a run, or of all runs, and why each stays")
+def _checkpoint_ls(words: Words) -> None:
+    from trainbook.load import listing, places
+    from trainbook.run import runs
+    from trainbook.tensorfile import CheckpointError
+    where = words.take("a run or a folder", ""); words.done()
+    folders = places(where) if where else []
+    for run in () if where else runs():
+        try: folders += places(run.folder)
+        except CheckpointError: continue  # none yet
+    rows = []
+    for row in (row for folder in folders for row in listing(folder)):
+        facts = row["facts"]
+        rows.append((row["path"], "" if facts.get("epoch") is None else f"{facts['epoch']:g}",
+                     _numbers(facts.get("metrics") or {}), _size(row["bytes"]), (facts.get("timestamp") or "").replace("T", " "),
+                     "DAMAGED: " + row["damage"] if row["damage"] else ", ".join(row["why"])))
+    print(_table(rows, ("checkpoint", "epoch", "metrics", "size", "saved", "")) if rows else "runs has no checkpoints")
+
+
+@verb("checkpoint show", "CHECKPOINT [--config] [--allow NAME …]", "what a checkpoint is, without reading its tensors")
+def _checkpoint_show(words: Words) -> None:
+    from trainbook.load import load_checkpoint, select
+    from trainbook.stepfolder import describe, facts_of, read_manifest, tensor_names
+    whole, allow, name = words.switch("--config"), _several(words, "--allow"), words.take("a checkpoint"); words.done()
+    found = select(name)
+    if found.ours:
+        manifest = read_manifest(found.path)
+        facts, notes = facts_of(manifest), []
+        counts = {part: sum(1 for _ in tensor_names(tree)) for part, tree in manifest["state"].items()}
+    else:
+        _patience(found.path)
+        checkpoint = load_checkpoint(found.path, allow=allow, quiet=True)
+        facts, notes, counts = checkpoint.facts, checkpoint.notes, dict.fromkeys(checkpoint.state, 0)
+    where, code = facts.get("metadata") or {}, facts.get("code") or {}
+    print(f"{found.path}  {describe(facts)}")
+    for key, text in {
+        "form": "; ".join(notes),
+        "saved": (facts.get("timestamp") or "").replace("T", " "),
+        "stage": f"{where['stage']}" + (f" of run {where['run']}" if where.get("run") else "") if where.get("stage") else "",
+        "code": ", ".join([*map(str, filter(None, [code.get("module")])),
+                           *(f"{package} {version}" for package, version in (code.get("versions") or {}).items()),
+                           *([f"commit {code['git']['commit'][:10]}"] if code.get("git") else [])]),
+        "state": ", ".join(part + (f" ({count} tensor{'s' * (count > 1)})" if count else "") for part, count in counts.items()),
+        "size": _size(_weigh(found.path)),
+        "model": str(facts.get("model_config") or ""),
+        "config": "" if not facts.get("config") else "--config shows it",
+    }.items():
+        if text: print(f"  {key:6} {text}")
+    if whole and facts.get("config"):
+        import yaml
+        print(yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True), end="")
+
+
+@verb("checkpoint verify", "CHECKPOINT … | RUN …", "compare every byte with what was written")
+def _checkpoint_verify(words: Words) -> int:
+    from trainbook.load import places, select
+    from trainbook.stepfolder import check_step, step_path, steps
+    from trainbook.tensorfile import CheckpointError, Damaged
+    names, wrong = [words.take("a checkpoint or a run"), *words.rest()], 0
+    for name in names:
+        try: paths = [step_path(folder, step) for folder in places(name) for step in steps(folder)]
+        except CheckpointError: paths = [select(name).path]
+        for path in paths:
+            if path.is_dir(): _patience(path)
+            try: check_step(path)
+            except Damaged as error:
+                print(f"DAMAGED {error}", file=sys.stderr)
+                wrong += 1
+            else: print(f"{path}  every byte as written, {_size(_weigh(path))}", flush=True)
+    return 1 if wrong else 0
+
+
+@verb("checkpoint export", "CHECKPOINT FILE.pth | FILE.safetensors", "one plain file for others")
+def _checkpoint_export(words: Words) -> None:
+    from trainbook.foreign import export_checkpoint, plain_path
+    from trainbook.load import load_checkpoint, select
+    name, file = words.take("a checkpoint"), words.take("a file name"); words.done()
+    plain_path(file)
+    _patience(select(name).path)
+    path = export_checkpoint(load_checkpoint(name), file)
+    print(f"{path}  {_size(path.stat().st_size)}")
+
+
+@verb("checkpoint import", "FILE [FOLDER] [--allow NAME …]", "a checkpoint of another program becomes one of ours")
+def _checkpoint_import(words: Words) -> None:
+    from trainbook.checkpoint import import_checkpoint
+    allow, file = _several(words, "--allow"), Path(words.take("a file or a folder"))
+    folder = Path(words.take("a folder", file.name.partition(".")[0] + "-imported")); words.done()
+    if file.exists(): _patience(file)
+    found = import_checkpoint(file, folder, allow)
+    print(f"{file} → {folder}: {', '.join(found.state)}")
+    for note in found.notes: print(f"  {note}")
+
+
+@verb("checkpoint compare", "A B [--allow NAME …]", "two checkpoints side by side: what they say, settings, weights")
+def _checkpoint_compare(words: Words) -> None:
+    from trainbook.compare import compare
+    from trainbook.load import load_checkpoint
+    allow, names = _several(words, "--allow"), [words.take("a checkpoint"), words.take("a second checkpoint")]; words.done()
+    print(compare(*(load_checkpoint(name, allow=allow) for name in names)))
 
 # %% ../nbs/46_cli.ipynb #cd7fd808
 def main(words: list[str] | None = None) -> int:
@@ -267,7 +387,10 @@ def _main(words: list[str]) -> int:
         raise UsageError("no such verb"
                          + near(name, [known.split()[0] for known in VERBS], "; trainbook --help lists them"))
     sys.path.insert(0, "")  # a model of the user's own lies in the current folder, as with `python script.py`
-    return VERBS[name].run(Words(behind)) or 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+        return VERBS[name].run(Words(behind)) or 0
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -277,7 +400,9 @@ def _exit_code(error: Exception) -> int | None:
     from trainbook.lock import RunBusy
     from trainbook.run import RunError
     from trainbook.source import ConfigError
-    return 2 if isinstance(error, (ConfigError, RunError)) else 1 if isinstance(error, RunBusy) else None
+    if isinstance(error, (ConfigError, RunError)): return 2
+    checkpoints = sys.modules.get("trainbook.tensorfile")  # whoever raised one has it loaded; nobody else waits for torch
+    return 1 if isinstance(error, (RunBusy, *([checkpoints.CheckpointError] if checkpoints else []))) else None
 
 
 def usage(name: str = "") -> str:

@@ -24,7 +24,7 @@ from .stepfolder import Checkpoint
 from .tensorfile import CheckpointError, read_tensors, write_tensors
 
 # %% auto #0
-__all__ = ['PLAIN_FILES', 'wanted', 'read_foreign', 'export_checkpoint']
+__all__ = ['PLAIN_FILES', 'wanted', 'read_foreign', 'export_checkpoint', 'plain_path']
 
 # %% ../nbs/27_foreign.ipynb #fcc64561
 # Map of this module, top to bottom:
@@ -321,10 +321,7 @@ def read_foreign(path: str | Path, allow: Iterable[str] = (), part: str | None =
 # %% ../nbs/27_foreign.ipynb #379e6dcd
 def export_checkpoint(checkpoint: Checkpoint, path: str | Path, replace: bool = False) -> Path:
     "One file in the familiar form: .pth, .pt, .tar, .ckpt all of it, .safetensors the weights only."
-    path = Path(path).expanduser()
-    if path.suffix not in PLAIN_FILES: raise CheckpointError(f"{path}  expected a name that ends in {', '.join(PLAIN_FILES)}")
-    if os.path.lexists(path) and not replace:
-        raise CheckpointError(f"{path} exists already; choose another name, or move it away")
+    path = plain_path(path, replace)
     beside = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         if path.suffix == ".safetensors": write_tensors(beside, _bare_weights(checkpoint))
@@ -343,6 +340,16 @@ def export_checkpoint(checkpoint: Checkpoint, path: str | Path, replace: bool = 
 
 _OUR_OWN = ("kept", "monitor", "position")  # of use only where they were written
 PLAIN_FILES = (".pth", ".pt", ".tar", ".ckpt", ".safetensors")
+
+
+def plain_path(path: str | Path, replace: bool = False) -> Path:
+    "The path, if a plain file may be written there."
+    path = Path(path).expanduser()
+    if path.suffix not in PLAIN_FILES:
+        raise CheckpointError(f"{path}  expected a name that ends in {', '.join(PLAIN_FILES)}")
+    if os.path.lexists(path) and not replace:
+        raise CheckpointError(f"{path} exists already; choose another name, or move it away")
+    return path
 
 
 def _bare_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

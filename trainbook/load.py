@@ -171,7 +171,8 @@ def _folder_of(name: str, root: str | Path) -> Path:
 
 def _stages(folder: Path) -> list[str]:
     "The stages of a run that have checkpoints, in order."
-    found = {entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False) and steps(entry.path)}
+    inner = os.scandir(folder) if folder.is_dir() else ()
+    found = {entry.name for entry in inner if entry.is_dir(follow_symlinks=False) and steps(entry.path)}
     try: order = Run(folder).config.stage_names
     except (RunError, ConfigError, OSError): order = []
     return [name for name in order if name in found] + sorted(found - set(order))

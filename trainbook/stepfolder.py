@@ -24,13 +24,13 @@ from .state import StateError, join, split
 from .tensorfile import CheckpointError, Damaged, read_tensors, write_tensors
 
 # %% auto #0
-__all__ = ['Checkpoint', 'describe', 'apart', 'step_path', 'step_of', 'steps', 'write_step', 'check_room', 'read_manifest',
-           'facts_of', 'read_step', 'check_step', 'read_latest', 'discard', 'set_aside', 'sweep']
+__all__ = ['Checkpoint', 'describe', 'apart', 'tensor_names', 'step_path', 'step_of', 'steps', 'write_step', 'check_room',
+           'read_manifest', 'facts_of', 'read_step', 'check_step', 'read_latest', 'discard', 'set_aside', 'sweep']
 
 # %% ../nbs/26_stepfolder.ipynb #c8df9031
 # Map of this module, top to bottom:
 #   Checkpoint                        a checkpoint in memory, with the familiar keys
-#   apart                             a state → tensors by file, and the tree that joins them again
+#   apart, tensor_names               a state → tensors by file, and the tree that joins them again
 #   steps, step_path                  what is committed
 #   write_step                        all or nothing
 #   read_manifest, read_step, check_step, read_latest
@@ -91,13 +91,13 @@ def _home(name: str) -> tuple[str, str]:
     return file, rest if part == "model" else name
 
 
-def _names(tree: Any) -> Iterator[str]:
+def tensor_names(tree: Any) -> Iterator[str]:
     "The tensors that a tree needs."
     if isinstance(tree, list):
-        for item in tree: yield from _names(item)
+        for item in tree: yield from tensor_names(item)
     elif isinstance(tree, dict):
         if list(tree) == ["$tensor"]: yield tree["$tensor"]
-        else: yield from _names(list(tree.values()))
+        else: yield from tensor_names(list(tree.values()))
 
 # %% ../nbs/26_stepfolder.ipynb #efac168c
 _STEP = re.compile(r"step-(\d{8,18})", re.ASCII)
@@ -148,8 +148,8 @@ def check_room(folder: str | Path, needed: int) -> None:
     about = os.statvfs(folder)
     free = about.f_bavail * about.f_frsize
     if free < needed + (1 << 20):
-        raise OSError(errno.ENOSPC, f"no room for a checkpoint: it takes {needed / 1e6:,.1f} MB, "
-                                    f"{free / 1e6:,.1f} MB are free", str(folder))
+        raise OSError(errno.ENOSPC, f"no room for a checkpoint: it takes {needed / 1e6:.3g} MB, "
+                                    f"{free / 1e6:.3g} MB are free", str(folder))
 
 
 _SELF = b',\n "self": "'
@@ -225,7 +225,7 @@ def read_step(path: str | Path, only: Iterable[str] | None = None) -> Checkpoint
             if unknown := [part for part in only if part not in tree]:
                 raise CheckpointError(f"{path} has no {', '.join(unknown)}; it has {', '.join(tree)}")
             tree = {part: tree[part] for part in only}
-        needed = {_home(name)[0] for name in _names(tree)}
+        needed = {_home(name)[0] for name in tensor_names(tree)}
         tensors = {}
         for file in sorted(needed):
             prefix = "model." if file == "model" + _SUFFIX else ""
