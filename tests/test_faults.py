@@ -1,4 +1,4 @@
-"""Each fault, injected, and what is promised for it. The numbers are those of the fault table in CHANGELOG.md.
+"""Each fault, injected, and what is promised for it. The numbers are those of the table on the page 30_checkpoint.
 
 Elsewhere: 18, 20, 21, 38 in test_kill.py (processes that die), 41 in test_power_cut.py (every state of the disk that a power cut may leave),
 32 in test_state.py (hostile headers), 35 there too (every dtype and layout), 44 in test_foreign.py (hostile pickles).

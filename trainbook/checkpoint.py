@@ -96,7 +96,8 @@ class CheckpointManager:
     def __init__(self, dir: str | Path, save_interval: float | str | None = 5, keep_last_n: int | None = 3,
                  keep_every: float | str | None = None, metric: str | None = None, metric_mode: str | None = None,
                  export: Mapping[str, str] | None = None, ledger: Ledger | None = None):
-        self.dir, self.metric, self.keep_last_n = Path(dir).expanduser(), metric, keep_last_n
+        self.dir = Path(dir).expanduser().absolute()  # the current folder may change
+        self.metric, self.keep_last_n = metric, keep_last_n
         if keep_last_n is not None and (type(keep_last_n) is not int or keep_last_n < 1):
             raise ConfigError(f"keep_last_n  expected a whole number from 1 on, or None for all, found {keep_last_n!r}")
         self.save_interval = _interval(save_interval, "save_interval")
@@ -194,7 +195,7 @@ class CheckpointManager:
 
     def __repr__(self) -> str:
         there = ", ".join(f"{step:,}" + " best" * (step == self.best) for step in self.steps)
-        return f"CheckpointManager {self.dir}: " + (f"steps {there}" if there else "no checkpoint yet")
+        return f"CheckpointManager {os.path.relpath(self.dir)}: " + (f"steps {there}" if there else "no checkpoint yet")
 
     # --- what there is ----------------------------------------------------------------------------
 

@@ -186,7 +186,7 @@ class Ledger:
         self.folder, self.stage, self.step = Path(folder), None, 0
         self.lock = Lock(self.folder)
         self._rows: list[bytes] = []
-        self._inbox, self._seen, self._fresh = self.folder/"inbox", -1, True
+        self._inbox, self._seen, self._fresh = self.folder.absolute()/"inbox", -1, True
         try:
             self._log = os.open(self.folder/"events.jsonl",
                                 os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -220,7 +220,7 @@ class Ledger:
 
     def _controls(self) -> Iterator[tuple[int, dict]]:
         "(where it begins, row) of each control in the log, of all lives."
-        return ((begin, row) for begin, _, row in _rows(self.folder, 0, b'"control"')
+        return ((begin, row) for begin, _, row in _rows(self._inbox.parent, 0, b'"control"')
                 if row and row["event"] == "control")
 
     def _discard_stale(self) -> None:

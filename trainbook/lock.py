@@ -87,6 +87,7 @@ class Lock:
 
     def __init__(self, folder: str | Path):
         self.folder, self.token = Path(folder), uuid.uuid4().hex
+        self._there = self.folder.absolute()  # the current folder may change
         self.fd = self.identity = None
         with _ENTERING: self._take(self.folder/".lock")
         try:
@@ -113,8 +114,8 @@ class Lock:
     def check(self) -> None:
         "Raises LostOwnership if the folder is no longer ours: it was taken over, or deleted."
         mine = self.fd is not None and _HELD.get(self.identity) == os.getpid()  # a forked child holds nothing
-        if not mine or _identity(self.folder/".lock") != self.identity or owner(self.folder).get("token") != self.token:
-            raise LostOwnership(f"{self.folder}  was taken over by {describe(owner(self.folder))} or removed; "
+        if not mine or _identity(self._there/".lock") != self.identity or owner(self._there).get("token") != self.token:
+            raise LostOwnership(f"{self.folder}  was taken over by {describe(owner(self._there))} or removed; "
                                 "nothing more is written")
 
     def release(self) -> None:
