@@ -22,7 +22,7 @@ from .config import Config
 from .foreign import PLAIN_FILES, export_checkpoint
 from .ledger import Ledger
 from .load import load_checkpoint, read_pointer
-from .lock import Lock, sync_folder, write_whole
+from .lock import Lock, make_folder, write_whole
 from .run import Run, RunError, branch_points, git_state, versions
 from .schema import Duration, duration
 from .source import ConfigError, near
@@ -130,7 +130,8 @@ class CheckpointManager:
         metrics = {name: _number(value) for name, value in (metrics or {}).items()}
         if final: self._final = step
         if step == self._saved:  # the periodic one and the final one, say
-            self._improve(metrics, step)
+            self._guard()
+            if step in self._known: self._improve(metrics, step)
             return self._settle()
         self._make_way(step)
         uncounted = epoch is None  # who never says an epoch has each save counted
@@ -202,13 +203,12 @@ class CheckpointManager:
     def _own(self) -> None:
         "Before the first save: the folder is ours, swept, and known."
         if self._code: return
-        os.makedirs(self.dir, exist_ok=True)
-        sync_folder(self.dir.parent)
+        make_folder(self.dir)
         if self._ledger is None and self._lock is None:
             self._lock = Lock(self.dir)
             weakref.finalize(self, self._lock.release)  # a cell that makes the manager anew
-        sweep(self.dir)
         self._claim_exports()
+        sweep(self.dir, ("best", "final", "owner.json", "exports.json", *self._exported))
         self._remember()
         where = self.dir.resolve()
         self._code = {"metadata": {"stage": where.name},
@@ -274,19 +274,18 @@ class CheckpointManager:
     # --- the writer thread ------------------------------------------------------------------------
 
     def _write(self, step: int, manifest: dict, copied: list) -> None:
-        committed = False
         try:
             for event in copied: event.synchronize()
             write_step(self.dir, step, manifest, self._copies.buffers, guard=self._guard)
-            committed, self._failures = True, 0
         except OSError as error:
-            committed = step_path(self.dir, step).is_dir()  # the last fsync failed: it is there, perhaps not for ever
-            self._failed(step, error)
-        except BaseException as error: self._error = error
-        if committed: self._committed(step, manifest)
-
-    def _committed(self, step: int, manifest: dict) -> None:
-        self._saved, self._known[step] = step, {"version": 1, "step": step, **facts_of(manifest)}
+            # if only the last fsync failed it is there, but perhaps not for ever: it pushes nothing out
+            if step_path(self.dir, step).is_dir(): self._saved = step
+            return self._failed(step, error)
+        except BaseException as error:
+            self._error = error
+            return
+        self._failures, self._saved = 0, step
+        self._known[step] = {"version": 1, "step": step, **facts_of(manifest)}
         try:
             self._improve(self._known[step]["metrics"], step)
             self._settle(manifest["state"])
@@ -307,6 +306,7 @@ class CheckpointManager:
 
     def _settle(self, tree: Any = None) -> None:
         "After a commit: best and final point to theirs, exports follow, what no rule keeps goes."
+        if not self._known: return
         if self._best: self._point("best", f"step-{self._best[2]:08d} {self._best[0]} {self._best[1]!r}\n")
         if self._final in self._known: self._point("final", f"step-{self._final:08d}\n")
         targets = {"best": self._best and self._best[2], "final": self._final, "latest": max(self._known)}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .layers import Layer, nested
-from .lock import Lock, sync, write_whole
+from .lock import Lock, sync, sync_folder, write_whole
 from .schema import Root
 from .source import ConfigError, Place, near, written
 
@@ -191,6 +191,7 @@ class Ledger:
             self._log = os.open(self.folder/"events.jsonl",
                                 os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             size = os.fstat(self._log).st_size
+            if not size: sync_folder(self.folder)  # a new log: its name is on the disk before its first row
             self._torn = size > 0 and os.pread(self._log, 1, size - 1) != b"\n"
             self._done = {row["id"] for _, row in self._controls()}  # commands that the log has
         except BaseException: self.lock.release(); raise

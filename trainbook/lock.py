@@ -18,11 +18,12 @@ import uuid
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['sync', 'sync_folder', 'write_whole', 'RunBusy', 'LostOwnership', 'Lock', 'owner', 'describe', 'holder']
+__all__ = ['sync', 'sync_folder', 'make_folder', 'write_whole', 'RunBusy', 'LostOwnership', 'Lock', 'owner', 'describe', 'holder']
 
 # %% ../nbs/06_lock.ipynb #19a5c11e
 # Map of this module, top to bottom:
-#   sync, sync_folder, write_whole    what is written is on the disk; a small file is all there or not at all
+#   sync, sync_folder, make_folder    what is written is on the disk, its name too
+#   write_whole                       a small file is all there or not at all
 #   Lock                              the right to write a run, held by one process
 #   holder, owner, describe           who holds it, without taking it
 
@@ -42,6 +43,14 @@ def sync_folder(path: str | Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL: raise  # some network file systems have no such thing
     finally: os.close(fd)
+
+
+def make_folder(path: str | Path) -> None:
+    "A folder and those above it that are missing; their names are on the disk when this returns."
+    path = Path(path).absolute()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    os.makedirs(path, exist_ok=True)
+    for folder in made: sync_folder(folder.parent)
 
 
 def write_whole(path: str | Path, text: str) -> None:

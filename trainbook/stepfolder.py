@@ -273,6 +273,7 @@ def discard(path: str | Path) -> None:
     trash = Path(path).with_name(f".trash-{Path(path).name}-{uuid.uuid4().hex[:8]}")
     try: os.rename(path, trash)
     except FileNotFoundError: return
+    sync_folder(trash.parent)  # else a power cut may bring it back half deleted
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -284,8 +285,10 @@ def set_aside(path: str | Path) -> Path:
     return aside
 
 
-def sweep(folder: str | Path) -> None:
-    "Removes what a save or a deletion that was cut short has left; only the owner of the folder may."
+def sweep(folder: str | Path, names: Iterable[str] = ()) -> None:
+    "Removes what writes and deletions that were cut short have left of steps and of files with these names."
+    ours = "|".join([r"step-\d{8,18}", *map(re.escape, names)])
     for entry in os.scandir(folder):
-        left = re.fullmatch(r"\.(tmp|trash)-step-\d{8,18}-[0-9a-f]{8}", entry.name)
-        if left and entry.is_dir(follow_symlinks=False): shutil.rmtree(entry.path, ignore_errors=True)
+        if not re.fullmatch(rf"\.(tmp|trash)-({ours})-[0-9a-f]{{8}}", entry.name): continue
+        if entry.is_dir(follow_symlinks=False): shutil.rmtree(entry.path, ignore_errors=True)
+        else: os.unlink(entry.path)
