@@ -277,7 +277,7 @@ def test_27_what_cannot_be_kept_is_refused_at_the_call_with_its_path(manager, ba
 
 
 def test_27_a_tensor_among_the_facts_is_refused_and_a_nan_is_kept(manager):
-    with pytest.raises(CheckpointError, match="config.w  expected plain data, found a tensor"): manager.save(state(3), 3, config={"w": torch.ones(2)})
+    with pytest.raises(StateError, match="config.w  expected plain data, found a tensor"): manager.save(state(3), 3, config={"w": torch.ones(2)})
     manager.save({"model": {}, "x": [float("nan"), -float("inf")]}, 3, metrics={"val_loss": float("nan"), "acc": torch.tensor(0.5)}, wait=True)
     found = manager.load()
     assert found["val_loss"] != found["val_loss"] and found.state["x"][0] != found.state["x"][0] and found.state["x"][1] == -float("inf") and found["acc"] == 0.5
@@ -288,7 +288,8 @@ def test_27_a_tensor_among_the_facts_is_refused_and_a_nan_is_kept(manager):
 
 def test_28_a_committed_step_is_never_written_again(manager):
     before = file(manager, 2).stat().st_mtime_ns, file(manager, 2, "manifest.json").read_bytes()
-    manager.save(state(7), 2, wait=True)
+    manager.save(state(2), 2, final=True, wait=True)
+    with pytest.raises(CheckpointError, match="has step 2 already, with another state; save once in a step"): manager.save(state(7), 2)
     assert (file(manager, 2).stat().st_mtime_ns, file(manager, 2, "manifest.json").read_bytes()) == before
     manager.close()
     for earlier in (1, 2):

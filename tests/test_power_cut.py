@@ -2,6 +2,7 @@
 
 The system calls of four saves, two of which prune, are recorded. After each call, every mixture of what was not yet forced to the disk
 is made (see disk.py), read by the real reader, and trained on from. Eleven protocols with one mistake each show that the look can fail."""
+import json
 import io
 import os
 import random
@@ -156,17 +157,17 @@ def test_no_power_cut_loses_or_mixes_anything(tmp_path, with_ledger, request):
     """latest, best, final, the exported files, the log: old or new; what wait() returned for is there; training goes on from every state."""
     found, states, differ = look(Life(root_in(tmp_path, with_ledger), "main", with_ledger), tmp_path/"disk", 200 if request.config.getoption("--soak") else 1)
     print(f"{states} states, {differ} differ, wrong: {dict(found)}")
-    assert not found and states > 1000 and differ > 300
+    assert not found and states > 1000 and differ > 250
 
 
 is_tmp = lambda path: os.path.basename(path).startswith(".tmp-")
 
 
-def in_place(folder, step, manifest, files, guard=None):
+def in_place(folder, step, text, files, guard=None):
     "write_step without a rename."
     os.mkdir(final := step_path(folder, step))
     about = {name: write_tensors(final/name, tensors) for name, tensors in files.items()}
-    stepfolder._write_manifest(final/"manifest.json", {"version": 1, "step": step, **manifest, "files": about})
+    stepfolder._write_manifest(final/"manifest.json", f'{text},\n "files": {json.dumps(about)}'.encode())
     sync_folder(final)
     guard()
     sync_folder(folder)

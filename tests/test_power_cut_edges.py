@@ -57,6 +57,6 @@ def test_who_lost_the_folder_does_not_settle_in_it(tmp_path):
     with CheckpointManager(tmp_path/"main", save_interval="1 step") as manager:
         manager.save(state(1), 1, wait=True)
         write_whole(tmp_path/"main"/"owner.json", json.dumps({"format": 1, "token": "another", "pid": 1, "host": "elsewhere"}))
-        with pytest.raises(LostOwnership): manager.save(state(2), 2, wait=True)  # this one asks
         with pytest.raises(LostOwnership): manager.save(state(1), 1, final=True, wait=True)
+        with pytest.raises(LostOwnership): manager.save(state(2), 2, wait=True)
     assert not (tmp_path/"main"/"final").exists()

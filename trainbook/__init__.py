@@ -7,7 +7,7 @@ The page number is the layer; a module imports only from pages before its own.
                   lock  ledger  run  trust                     the run folder, and whose code may run
     1x machine                                                 to come: device, dist
     2x ingredients  state  tensorfile  stepfolder  load        what a checkpoint is made of, which one is meant
-                  pickled  foreign  weights                    what others wrote; data, optim to come
+                  pickled  foreign  weights  metrics           what others wrote; data, optim to come
     3x the run    checkpoint                                   save, keep, load; events, loggers, trainer to come
     4x doors      cli                                          the command line
 
@@ -24,7 +24,7 @@ if sys.platform == "win32":
 # name → module; resolved on first use, so that `import trainbook` stays fast and free of torch
 _PUBLIC = {"Config": "config", "ConfigError": "source",
            "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry",
-           "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "tensorfile",
+           "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
            "load_weights": "weights"}
 __all__ = list(_PUBLIC)
 

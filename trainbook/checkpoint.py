@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +22,27 @@ import torch
 from .config import Config
 from .foreign import PLAIN_FILES, export_checkpoint
 from .ledger import Ledger
-from .load import load_checkpoint, read_pointer
-from .lock import Lock, make_folder, write_whole
+from .load import load_checkpoint, pointer_words, read_pointer
+from .lock import Lock, make_folder, read_small, write_whole
+from .metrics import deciding_metric, direction, of_validation, plain_metrics
 from .run import Run, RunError, branch_points, git_state, versions
 from .schema import Duration, duration
 from .source import ConfigError, near
-from .state import join, split
-from .stepfolder import (Checkpoint, apart, check_step, discard, facts_of, read_manifest, read_step, set_aside,
-                                  step_path, steps, sweep, write_step)
-from .tensorfile import CheckpointError, Damaged
+from .state import join
+from .stepfolder import (Checkpoint, apart, check_step, discard, manifest_text, read_manifest, read_step,
+                                  set_aside, step_path, steps, sweep, write_step)
+from .tensorfile import CheckpointError, Copies, Damaged
 
 # %% auto #0
-__all__ = ['direction', 'Copies', 'CheckpointManager', 'import_checkpoint']
+__all__ = ['CheckpointManager', 'import_checkpoint']
 
 # %% ../nbs/30_checkpoint.ipynb #de069a82
 # Map of this module, top to bottom:
-#   direction              is more better?
-#   Copies                 the state of this instant, in buffers that are used again
 #   CheckpointManager      due, save, wait; load; what stays; best, latest, final; close
 #   import_checkpoint      a file of another program becomes a checkpoint of ours
 #
 # One save:  training thread  take apart · copy ───► trains on
 #            writer thread              files · fsync · log forced · still ours? · rename · best, exports · prune
-
-# %% ../nbs/30_checkpoint.ipynb #1cd2310f
-_LESS = {"loss", "losses", "err", "error", "mae", "mse", "rmse", "nll", "perplexity", "ppl", "fid", "cer", "wer",
-         "distance", "dist", "km", "eer"}
-_MORE = {"acc", "accuracy", "auc", "auroc", "f1", "iou", "miou", "recall", "precision", "ap", "map", "psnr", "ssim",
-         "bleu", "rouge", "score", "r2", "dice", "top1", "top5", "r"}
-
-
-def direction(metric: str, mode: str | None = None) -> str:
-    "min or max: as said, or as the words in the metric's name tell."
-    if mode in ("min", "max"): return mode
-    if mode is not None: raise ConfigError(f"metric_mode  expected min or max, found {mode!r}")
-    words = set("".join(c.lower() if c.isalnum() else " " for c in metric).split())
-    if bool(words & _LESS) == bool(words & _MORE):
-        raise ConfigError(f"metric {metric}  cannot tell whether less or more of it is better; "
-                          "say metric_mode: min or max")
-    return "min" if words & _LESS else "max"
-
-# %% ../nbs/30_checkpoint.ipynb #b01252fa
-class Copies:
-    "Tensors as they are now, in buffers that are used again by the next save."
-
-    def __init__(self): self.buffers: dict[str, dict[str, torch.Tensor]] = {}
-
-    def take(self, files: dict[str, dict[str, torch.Tensor]]) -> list[torch.cuda.Event]:
-        "Fills the buffers; they are ready when the events that this returns are over."
-        self.buffers = {name: self._file(tensors, self.buffers.get(name, {})) for name, tensors in files.items()}
-        devices = {tensor.device for tensors in files.values() for tensor in tensors.values() if tensor.is_cuda}
-        events = []
-        for device in devices:
-            with torch.cuda.device(device): events.append(torch.cuda.Event()); events[-1].record()
-        return events
-
-    @staticmethod
-    def _file(tensors: dict[str, torch.Tensor], old: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        new = {}
-        for name, tensor in tensors.items():
-            buffer = old.get(name)
-            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            new[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
-        return new
 
 # %% ../nbs/30_checkpoint.ipynb #dd8135ee
 _INTERVALS = ("save_interval", "keep_every")
@@ -102,20 +60,29 @@ class CheckpointManager:
             raise ConfigError(f"keep_last_n  expected a whole number from 1 on, or None for all, found {keep_last_n!r}")
         self.save_interval = _interval(save_interval, "save_interval")
         self.keep_every = _interval(keep_every, "keep_every")
+        if metric is None and metric_mode == "max":
+            raise ConfigError("metric_mode  max needs a metric to go with it; say metric='val_acc', for instance")
         self.mode, self.export = direction(metric or "loss", metric_mode), _exports(export)
-        self._ledger, self._lock, self._code = ledger, None, {}
+        self._ledger, self._lock, self._about = ledger, None, {}
         self._known: dict[int, dict] = {}  # step → facts, of all that are whole
         self._best: tuple[str, float, int] | None = None  # name, value, step
         self._final = self._saved = None  # steps
-        self._marks: dict[str, tuple] | None = None  # where each interval last passed: step, epoch, clock
-        self._copies, self._thread, self._error, self._failures = Copies(), None, None, 0
+        # where each interval passed last, as step, epoch, clock: what is on the disk, and what was tried
+        self._marks = self._tried = dict.fromkeys(_INTERVALS, (0, 0, time.monotonic()))
+        self._copies, self._tree, self._error, self._failures = Copies(), None, None, 0
+        self._writing: threading.Event | None = None  # set when the writer is done
+        self._looked = self._told_missing = False
 
     # --- saving -----------------------------------------------------------------------------------
 
     def due(self, step: int, epoch: float | None = None) -> bool:
         "Is a periodic checkpoint due here? Cheap: asked after every step."
-        if self._marks is None: self._remember()
-        return any(self._passed(name, step, epoch) for name in _INTERVALS)
+        if not self._looked: self._remember()
+        if epoch is None and any(every and every.unit == "epochs" for every in (self.save_interval, self.keep_every)):
+            raise CheckpointError("due  the interval is in epochs and no epoch was told; say due(step, epoch), or "
+                                  "save_interval=\"200 steps\"")
+        return any(self._passed(name, step, epoch, self._tried) and self._passed(name, step, epoch, self._marks)
+                   for name in _INTERVALS)
 
     def save(self, state: dict[str, Any], step: int, epoch: float | None = None,
              metrics: Mapping[str, float] | None = None, *, final: bool = False, config: Config | dict | None = None,
@@ -124,53 +91,79 @@ class CheckpointManager:
         """Saves a state, {"model": model.state_dict(), "optimizer": …}, reached after `step` updates.
         Returns after a copy in memory; the disk is another thread's. `wait=True`, or `wait()`, until it is there."""
         self.wait()
-        if type(step) is not int or step < 0:
-            raise CheckpointError(f"save  step  expected a whole number (updates so far), found {step!r}")
+        step, epoch, metrics = _count(step), _epoch(epoch), plain_metrics(metrics)
+        tree, files = apart(state)
         self._own()
-        metrics = {name: _number(value) for name, value in (metrics or {}).items()}
-        if final: self._final = step
-        if step == self._saved:  # the periodic one and the final one, say
-            self._guard()
-            if step in self._known: self._improve(metrics, step)
-            return self._settle()
-        self._make_way(step)
-        uncounted = epoch is None  # who never says an epoch has each save counted
-        kept = [name for name in _INTERVALS if (every := getattr(self, name))
-                and (uncounted and every.unit == "epochs" or self._passed(name, step, epoch))]
-        about = {"epoch": epoch, **self._deciding(metrics), "metrics": metrics, "kept": kept,
-                 "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
-                 "metadata": {**self._code["metadata"], **(metadata or {})},
-                 "code": {**self._code["code"], **({"module": code} if code else {})},
-                 "config": config.to_dict() if isinstance(config, Config) else config, "model_config": model_config,
-                 "position": self._ledger.position if self._ledger else None}
-        manifest, tensors = split(about)
-        if tensors:
-            raise CheckpointError(f"save  {next(iter(tensors))}  expected plain data, found a tensor; "
-                                  "tensors go into the state")
-        manifest["state"], files = apart(state)
-        copied = self._copies.take(files)
-        for name in kept: self._marks[name] = (step, epoch, time.monotonic())
-        # not a daemon: an interpreter that exits waits for it
-        self._thread = threading.Thread(target=self._write, args=(step, manifest, copied), name="checkpoint-writer")
-        self._thread.start()
+        self._mention_missing(metrics)
+        if step == self._saved: self._same_step(step, tree, files, metrics, final)
+        else:
+            self._make_way(step)
+            kept = [name for name in _INTERVALS if self._counts(name, step, epoch)]
+            facts = {"epoch": epoch, "monitor": self.metric or deciding_metric(metrics), "metric": self._value(metrics)[1],
+                     "metrics": metrics, "kept": kept, "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
+                     "metadata": {**self._about["metadata"], **(metadata or {})},
+                     "code": {**self._about["code"], **({"module": code} if code else {})},
+                     "config": config.to_dict() if isinstance(config, Config) else config, "model_config": model_config,
+                     "position": self._ledger.position if self._ledger else None}
+            text, self._saved = manifest_text(step, facts, tree), None
+            copied = self._copies.take(files)
+            self._tree, now = tree, (step, epoch, time.monotonic())
+            self._tried = self._tried | dict.fromkeys(kept, now)
+            self._start(self._write, step, text, copied, final, now)
         if wait: self.wait()
+
+    def _same_step(self, step: int, tree: dict, files: dict, metrics: dict, final: bool) -> None:
+        "The periodic one and the final one, say: nothing is written again; another state is not taken for this one."
+        if not self._is_saved(tree, files):
+            raise CheckpointError(f"{self.dir} has step {step:,} already, with another state; "
+                                  "save once in a step, when all of it is done")
+        self._guard()
+        self._start(self._settle_again, step, metrics, final)
+
+    def _is_saved(self, tree: dict, files: dict) -> bool:
+        raw = lambda tensor: tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        there = self._copies.buffers
+        return tree == self._tree and all(torch.equal(raw(there[file][name]), raw(tensor)) or not tensor.numel()
+                                          for file, tensors in files.items() for name, tensor in tensors.items())
+
+    def _start(self, work: Callable, *words) -> None:
+        "Runs it in the writer thread, which is no daemon: an interpreter that exits waits for it."
+        done, self._writer_of = threading.Event(), os.getpid()
+        self._writing = done  # not Thread.join, which believes that a thread is over when it is interrupted
+        def run():
+            try: work(*words)
+            except BaseException as error: self._error = error; self._warn(f"the checkpoint was not written: {error}")
+            finally: done.set()
+        thread = threading.Thread(target=run, name="checkpoint-writer")
+        try: thread.start()
+        except BaseException:
+            if thread.ident is None: self._writing = None
+            raise
 
     def wait(self) -> None:
         "Until the save in progress is on the disk. Raises what makes going on pointless."
-        if self._thread: self._thread.join()
-        self._thread, error, self._error = None, self._error, None
+        if self._writing and self._writer_of == os.getpid(): self._writing.wait()  # a forked child has no writer
+        self._writing, error, self._error = None, self._error, None
         if error: raise error
 
     def close(self) -> None:
         "Finishes the save in progress and lets go of the folder."
         try: self.wait()
         finally:
-            if self._lock: self._lock.release()
-            self._lock = self._marks = None
-            self._code = {}
+            if self._writing is None:  # else we were interrupted, and the writer needs the folder
+                if self._lock: self._lock.release()
+                self._lock, self._about, self._looked = None, {}, False
 
     def __enter__(self) -> CheckpointManager: return self
-    def __exit__(self, *error) -> None: self.close()
+
+    def __exit__(self, kind, error, trace) -> None:
+        try: self.close()
+        except Exception as late:
+            if error is None: raise
+            self._warn(str(late))  # what went wrong first is what counts
+
+    def __getstate__(self):
+        raise TypeError("a CheckpointManager has one folder and one thread; it cannot be copied or pickled")
 
     # --- loading ----------------------------------------------------------------------------------
 
@@ -202,7 +195,7 @@ class CheckpointManager:
 
     def _own(self) -> None:
         "Before the first save: the folder is ours, swept, and known."
-        if self._code: return
+        if self._about: return
         make_folder(self.dir)
         if self._ledger is None and self._lock is None:
             self._lock = Lock(self.dir)
@@ -211,31 +204,32 @@ class CheckpointManager:
         sweep(self.dir, ("best", "final", "owner.json", "exports.json", *self._exported))
         self._remember()
         where = self.dir.resolve()
-        self._code = {"metadata": {"stage": where.name},
-                      "code": {"module": _main(), "git": git_state(), "versions": versions()}}
+        about = {"metadata": {"stage": where.name}, "code": {"module": _main(), "git": git_state(), "versions": versions()}}
         try: run = Run(where.parent)
-        except RunError: return
-        self._code["metadata"] |= {"run": run.name, "run_id": run.id, "parent": run.parent}
+        except RunError: run = None
+        if run: about["metadata"] |= {"run": run.name, "run_id": run.id, "parent": run.parent}
+        self._about = about
 
     def _remember(self) -> None:
-        "What the folder tells: which are whole, which is best, when each interval passed last."
-        self._known, self._best, self._saved, self._marks = {}, None, None, {}
+        "What the folder tells: which are whole, which is best, where each interval passed last."
+        self._known, self._saved, self._looked = {}, None, True
         for step in steps(self.dir):
-            try: self._known[step] = facts_of(read_manifest(step_path(self.dir, step)))
+            try: self._known[step] = read_manifest(step_path(self.dir, step)).facts
             except Damaged: continue  # it stays where it is until training comes by again
         self._rank()
         if (final := read_pointer(self.dir, "final")) in self._known: self._final = final
         for name in _INTERVALS:
             last = max((step for step, facts in self._known.items() if name in facts["kept"]), default=0)
-            self._marks[name] = (last, self._known.get(last, {}).get("epoch"), time.monotonic())
+            self._marks = self._marks | {name: (last, self._known.get(last, {}).get("epoch"), self._marks[name][2])}
 
     def _rank(self) -> None:
         "The best of what is known, and of what the file `best` says about one of them."
         self._best = None
         for step, facts in self._known.items(): self._improve(facts["metrics"], step)
-        if (step := read_pointer(self.dir, "best")) in self._known:
-            words = (self.dir/"best").read_text().split()
-            if len(words) == 3 and isinstance(value := _number(words[2]), float): self._improve({words[1]: value}, step)
+        words = pointer_words(self.dir, "best")
+        if len(words) == 3 and read_pointer(self.dir, "best") in self._known:
+            try: self._improve({words[1]: float(words[2])}, read_pointer(self.dir, "best"))
+            except ValueError: return
 
     def _make_way(self, step: int) -> None:
         "A step that exists is never overwritten; a damaged one that training comes to again is set aside."
@@ -243,87 +237,99 @@ class CheckpointManager:
             path = step_path(self.dir, other)
             try: check_step(path)
             except Damaged as error:
-                warnings.warn(f"{error}; set aside as {set_aside(path).name}", stacklevel=3)
+                self._warn(f"{error}; set aside as {set_aside(path).name}")
                 if self._known.pop(other, None): self._rank()
             else: raise CheckpointError(f"{self.dir} has step {other:,} already, this would be step {step:,}; "
                                         "load it and go on from there, or save to another folder")
 
-    def _passed(self, name: str, step: int, epoch: float | None) -> bool:
-        "Has the interval passed since the last checkpoint of its kind?"
-        every, (last_step, last_epoch, last_time) = getattr(self, name), self._marks[name]
+    def _counts(self, name: str, step: int, epoch: float | None) -> bool:
+        "Does this save fall on the interval? Who never says an epoch has each save counted."
+        every = getattr(self, name)
+        if every and every.unit == "epochs" and epoch is None: return True
+        return self._passed(name, step, epoch, self._marks)
+
+    def _passed(self, name: str, step: int, epoch: float | None, marks: dict[str, tuple]) -> bool:
+        "Has the interval passed since this mark?"
+        every, (last_step, last_epoch, last_time) = getattr(self, name), marks[name]
         if every is None: return False
         if every.unit == "seconds": return time.monotonic() - last_time >= every.amount
         if every.unit == "steps": return step // every.amount > last_step // every.amount
         count = lambda at: int((at or 0) / every.amount + 1e-9)
         return count(epoch) > count(last_epoch)
 
-    def _deciding(self, metrics: Mapping) -> dict:
-        "The metric that decides, as the manifest tells it."
-        name = self.metric or next((key for key in ("val_loss", "loss", "train_loss") if key in metrics), None)
-        return {"monitor": name, "metric": metrics.get(name)}
+    def _value(self, metrics: Mapping) -> tuple[str | None, Any]:
+        name = self.metric or deciding_metric(metrics)
+        return name, metrics.get(name)
 
     def _improve(self, metrics: Mapping, step: int) -> None:
         "Best so far? A training loss never competes with a validation loss; NaN and infinity never win."
-        name, value = self._deciding(metrics).values()
+        name, value = self._value(metrics)
         if not isinstance(value, (int, float)) or value - value != 0: return
         if self._best and name != self._best[0]:  # only the first validation loss may follow upon training losses
-            if name == "val_loss": self._best = (name, value, step)
+            if of_validation(name) and not of_validation(self._best[0]): self._best = (name, value, step)
         elif not self._best or (value < self._best[1] if self.mode == "min" else value > self._best[1]):
             self._best = (name, value, step)
 
+    def _mention_missing(self, metrics: Mapping) -> None:
+        "Once: the metric that decides is not among those told."
+        if not metrics or not self.metric or self._told_missing or self.metric in metrics: return
+        self._told_missing = True
+        self._warn(f"metric {self.metric}  is not among those told ({', '.join(metrics)})"
+                   f"{near(self.metric, metrics, '')}; there is no best until it comes")
+
     # --- the writer thread ------------------------------------------------------------------------
 
-    def _write(self, step: int, manifest: dict, copied: list) -> None:
+    def _write(self, step: int, text: str, copied: list, final: bool, now: tuple) -> None:
         try:
             for event in copied: event.synchronize()
-            write_step(self.dir, step, manifest, self._copies.buffers, guard=self._guard)
-        except OSError as error:
-            # if only the last fsync failed it is there, but perhaps not for ever: it pushes nothing out
-            if step_path(self.dir, step).is_dir(): self._saved = step
-            return self._failed(step, error)
-        except BaseException as error:
-            self._error = error
-            return
-        self._failures, self._saved = 0, step
-        self._known[step] = {"version": 1, "step": step, **facts_of(manifest)}
-        try:
-            self._improve(self._known[step]["metrics"], step)
-            self._settle(manifest["state"])
-        except OSError as error: warnings.warn(f"after the checkpoint of step {step:,}: {error}", stacklevel=2)
-        except BaseException as error: self._error = error
+            facts = read_manifest(write_step(self.dir, step, text, self._copies.buffers, guard=self._guard)).facts
+        except OSError as error: return self._failed(step, error)
+        self._failures, self._saved, self._known[step] = 0, step, facts
+        self._marks = self._marks | dict.fromkeys(facts["kept"], now)
+        self._settle_again(step, facts["metrics"], final)
 
     def _failed(self, step: int, error: OSError) -> None:
+        "Training goes on; the third time in a row it does not."
         self._failures += 1
+        there = step_path(self.dir, step).is_dir()  # only the last fsync failed: it pushes nothing out, is never best
+        if there: self._saved = step
         if self._failures >= 3:
             self._error = CheckpointError(f"{self._failures} saves in a row failed; the last, of step {step:,}: {error}")
-        warnings.warn(f"checkpoint of step {step:,} was not written: {error}; training goes on, older ones are intact",
-                      stacklevel=3)
+        self._warn(f"checkpoint of step {step:,} was not written{' for good' * there}: {error}; "
+                   "training goes on, older ones are intact")
+
+    def _warn(self, text: str) -> None:
+        "Said at once, also from the writer, whose exceptions nobody may ever ask for."
+        try: warnings.warn(text, stacklevel=3)
+        except Warning as error: self._error = self._error or error  # warnings are errors here: the next wait raises it
 
     def _guard(self) -> None:
         "The last moment before the commit: the log is on the disk, and the folder is still ours."
         if self._ledger: self._ledger.force()
         else: self._lock.check()
 
-    def _settle(self, tree: Any = None) -> None:
-        "After a commit: best and final point to theirs, exports follow, what no rule keeps goes."
-        if not self._known: return
-        if self._best: self._point("best", f"step-{self._best[2]:08d} {self._best[0]} {self._best[1]!r}\n")
-        if self._final in self._known: self._point("final", f"step-{self._final:08d}\n")
-        targets = {"best": self._best and self._best[2], "final": self._final, "latest": max(self._known)}
-        for which, name in self.export.items():
-            if targets[which] in self._known: self._export(name, targets[which], tree)
-        self._prune()
+    def _settle_again(self, step: int, metrics: dict, final: bool) -> None:
+        "After a commit: best and final point to theirs, what no rule keeps goes, exports follow."
+        if step in self._known: self._improve(metrics, step)
+        if final and step in self._known: self._final = step
+        targets = {"best": self._best and self._best[2], "final": self._final, "latest": max(self._known, default=None)}
+        for work, *words in ((self._point,), (self._prune,), *((self._export, name, targets[which])
+                                                               for which, name in self.export.items())):
+            try: work(*words)
+            except Exception as error: self._warn(f"after the checkpoint of step {step:,}: {error}")
 
-    def _point(self, name: str, text: str) -> None:
-        path = self.dir/name
-        if path.is_symlink() or not path.exists() or path.read_text(errors="replace") != text: write_whole(path, text)
+    def _point(self) -> None:
+        for name, text in {"best": self._best and f"step-{self._best[2]:08d} {self._best[0].replace(' ', '_')} {self._best[1]!r}",
+                           "final": None if self._final is None else f"step-{self._final:08d}"}.items():
+            if text and pointer_words(self.dir, name) != text.split(): write_whole(self.dir/name, text + "\n")
 
     def _prune(self) -> None:
+        if self.keep_last_n is None: return
         of = lambda name: sorted(step for step, facts in self._known.items() if name in facts["kept"])
-        periodic, where = of("save_interval"), self.dir.resolve()
-        stay = {*sorted(self._known)[-2:], self._best and self._best[2], self._final,
-                *(periodic if self.keep_last_n is None else periodic[-self.keep_last_n:]), *of("keep_every"),
-                *branch_points(where.parent, where.name)}
+        where = self.dir.resolve()
+        stay = {*sorted(self._known)[-2:], *(self._best or ())[2:], self._final, *of("save_interval")[-self.keep_last_n:],
+                *of("keep_every"), *branch_points(where.parent, where.name),
+                *(read_pointer(self.dir, name) for name in ("best", "final"))}  # as long as they could not be changed
         for step in sorted(self._known.keys() - stay):
             discard(step_path(self.dir, step))
             del self._known[step]
@@ -332,7 +338,9 @@ class CheckpointManager:
 
     def _claim_exports(self) -> None:
         "A file of that name that we did not write is not replaced."
-        self._exported = _read_json(self.dir/"exports.json")
+        try: found = json.loads(read_small(self.dir/"exports.json"))
+        except (OSError, ValueError, RecursionError): found = {}
+        self._exported = found if isinstance(found, dict) else {}
         for name in self.export.values():
             if name not in self._exported and os.path.lexists(self.dir/name):
                 raise CheckpointError(f"{self.dir/name} is there already and is not ours; "
@@ -343,12 +351,12 @@ class CheckpointManager:
         self._exported |= more
         write_whole(self.dir/"exports.json", json.dumps(self._exported))
 
-    def _export(self, name: str, step: int, tree: Any) -> None:
-        if self._exported.get(name) == step and (self.dir/name).exists(): return
-        if tree is not None and step == self._saved:  # it is in memory still
+    def _export(self, name: str, step: int | None) -> None:
+        if step not in self._known or self._exported.get(name) == step and (self.dir/name).exists(): return
+        if step == self._saved:  # it is in memory still
             tensors = {("model." if file.startswith("model.") else "") + inside: tensor
                        for file, inner in self._copies.buffers.items() for inside, tensor in inner.items()}
-            checkpoint = Checkpoint(join(tree, tensors), self._known[step], step_path(self.dir, step))
+            checkpoint = Checkpoint(join(self._tree, tensors), self._known[step], step_path(self.dir, step))
         else: checkpoint = read_step(step_path(self.dir, step))
         export_checkpoint(checkpoint, self.dir/name, replace=True)
         self._note_exports({name: step})
@@ -363,6 +371,8 @@ def _interval(value: float | str | None, name: str) -> Duration | None:
 
 def _exports(wanted: Mapping[str, str] | None) -> dict[str, str]:
     "{best: best_model.pth}: which of ours, and a file name in the same folder."
+    if not isinstance(wanted or {}, Mapping): raise ConfigError(f"export  expected {{best: best_model.pth}}, found {wanted!r}")
+    if len(set((wanted or {}).values())) < len(wanted or {}): raise ConfigError("export  two under one name; give each its own")
     for which, name in (wanted or {}).items():
         if which not in ("best", "latest", "final"):
             raise ConfigError(f"export  {which}  expected best, latest or final"
@@ -374,13 +384,17 @@ def _exports(wanted: Mapping[str, str] | None) -> dict[str, str]:
     return dict(wanted or {})
 
 
-def _number(value: Any) -> Any:
-    "A metric as a plain number: tensors and NumPy's give theirs, text is read."
-    if hasattr(value, "item"): value = value.item()
-    if isinstance(value, str):
-        try: return float(value)
-        except ValueError: return value
-    return value
+def _count(step: Any) -> int:
+    try: step = operator.index(step) if not isinstance(step, bool) else -1
+    except TypeError: step = f"{step!r}"
+    if isinstance(step, int) and step >= 0: return step
+    raise CheckpointError(f"save  step  expected a whole number (updates so far), found {step}")
+
+
+def _epoch(epoch: Any) -> float | None:
+    if hasattr(epoch, "item"): epoch = epoch.item()
+    if epoch is None or type(epoch) in (int, float) and epoch - epoch == 0: return epoch
+    raise CheckpointError(f"save  epoch  expected a number, found {epoch!r}")
 
 
 def _main() -> str:
@@ -389,17 +403,11 @@ def _main() -> str:
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     return spec.name if spec else file or "interactive"
 
-
-def _read_json(path: Path) -> dict:
-    try: found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError): return {}
-    return found if isinstance(found, dict) else {}
-
 # %% ../nbs/30_checkpoint.ipynb #f564dd4a
-def import_checkpoint(path: str | Path, dir: str | Path, allow: Iterable[str] = ()) -> Checkpoint:
+def import_checkpoint(path: str | Path, dir: str | Path, allow: Iterable[str] = (), part: str | None = None) -> Checkpoint:
     "Reads a file or folder of another program and saves what it holds as a checkpoint in a folder of its own."
     if steps(dir): raise CheckpointError(f"{dir} has checkpoints already; import into another folder")
-    found = load_checkpoint(path, allow=allow, quiet=True)
+    found = load_checkpoint(path, allow=allow, part=part, quiet=True)
     facts = found.facts
     with CheckpointManager(dir, save_interval=None) as manager:
         manager.save(found.state, facts["step"] if type(facts.get("step")) is int else 0, facts.get("epoch"),

@@ -269,13 +269,13 @@ def _checkpoint_ls(words: Words) -> None:
 @verb("checkpoint show", "CHECKPOINT [--config] [--allow NAME …]", "what a checkpoint is, without reading its tensors")
 def _checkpoint_show(words: Words) -> None:
     from trainbook.load import load_checkpoint, select
-    from trainbook.stepfolder import describe, facts_of, read_manifest, tensor_names
+    from trainbook.stepfolder import describe, read_manifest, tensor_names
     whole, allow, name = words.switch("--config"), _several(words, "--allow"), words.take("a checkpoint"); words.done()
     found = select(name)
     if found.ours:
         manifest = read_manifest(found.path)
-        facts, notes = facts_of(manifest), []
-        counts = {part: sum(1 for _ in tensor_names(tree)) for part, tree in manifest["state"].items()}
+        facts, notes = manifest.facts, []
+        counts = {part: sum(1 for _ in tensor_names(tree)) for part, tree in manifest.state.items()}
     else:
         _patience(found.path)
         checkpoint = load_checkpoint(found.path, allow=allow, quiet=True)

@@ -16,17 +16,19 @@ import torch
 
 from .config import Config
 from .foreign import read_foreign
+from .lock import read_small
 from .registry import build, find
 from .run import Run, RunError, branch_points, find_run
 from .source import ConfigError, near
-from .stepfolder import (Checkpoint, describe, facts_of, read_latest, read_manifest, read_step, step_of,
+from .stepfolder import (Checkpoint, describe, read_latest, read_manifest, read_step, step_of,
                                   step_path, steps)
 from .tensorfile import CheckpointError
 from .trust import check_trust
 from .weights import load_weights
 
 # %% auto #0
-__all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'Found', 'select', 'places', 'listing', 'load_checkpoint', 'load_model']
+__all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'pointer_words', 'Found', 'select', 'places', 'listing',
+           'load_checkpoint', 'load_model']
 
 # %% ../nbs/29_load.ipynb #c5f42557
 # Map of this module, top to bottom:
@@ -48,7 +50,7 @@ class Word(NamedTuple):
 _ENDING = re.compile(r"\.(pth|pt|tar|ckpt|bin|safetensors)$")
 _NAMED = {"latest": "latest", "last": "latest", "newest": "latest", "best": "best", "final": "final"}
 _EVERY_NAME = {"checkpoint", "ckpt", "model", "weights", "state", "dict", "net", "the"}
-_COUNTED = re.compile(r"(?:^|[ _.-])(epoch|ep|step|iter|iteration)[ _=.-]?(\d+)(?=$|[ _.-])")
+_COUNTED = re.compile(r"(?:^|[ _.-])(epoch|ep|step|iter|iteration)[ _=.-]?(\d{1,18}(?:\.\d{1,9})?)(?=$|[ _.-])", re.IGNORECASE)
 
 
 def read_word(text: str) -> Word | None:
@@ -56,15 +58,16 @@ def read_word(text: str) -> Word | None:
     word = str(text).strip()
     while _ENDING.search(word): word = _ENDING.sub("", word)
     if re.fullmatch(r"\d{1,18}", word): return Word("step", int(word))
-    counted = _COUNTED.search(word.lower())
-    if counted: word = word[:counted.start()] + " " + word[counted.end():]
+    counts = {"epoch" if found[1].lower().startswith("ep") else "step": float(found[2]) for found in _COUNTED.finditer(word)}
     said, left = [], []
-    for part in filter(None, re.split(r"[ _-]+", word)):
+    for part in filter(None, re.split(r"[ _-]+", _COUNTED.sub(" ", word))):
         if part.lower() in _NAMED: said.append(_NAMED[part.lower()])
+        elif re.fullmatch(r"\d{1,18}", part) and not counts: counts["step"] = float(part)  # checkpoint-400
         elif part.lower() not in _EVERY_NAME: left.append(part)
-    if len(said) + bool(counted) != 1 or len(left) > 1: return None
-    kind = said[0] if said else "epoch" if counted[1].startswith("ep") else "step"
-    return Word(kind, int(counted[2]) if counted else 0, left[0] if left else "")
+    if len(said) + bool(counts) != 1 or len(left) > 1: return None
+    kind = said[0] if said else "step" if "step" in counts else "epoch"  # of both, the step is the surer
+    number = counts.get(kind, 0)
+    return Word(kind, int(number) if number == int(number) else number, left[0] if left else "")
 
 # %% ../nbs/29_load.ipynb #6ff33819
 def pick(folder: str | Path, word: Word) -> Path:
@@ -88,15 +91,18 @@ def pick(folder: str | Path, word: Word) -> Path:
 
 def read_pointer(folder: str | Path, name: str) -> int | None:
     "The step that the small file `best` or `final` names; links and nonsense name none."
-    try:
-        fd = os.open(Path(folder)/name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file: words = file.read(300).decode("ascii", "replace").split()
-    except OSError: return None
+    words = pointer_words(folder, name)
     return step_of(words[0]) if words and os.sep not in words[0] else None
 
 
+def pointer_words(folder: str | Path, name: str) -> list[str]:
+    "What that file says: step-00000200 val_loss 0.4."
+    try: return read_small(Path(folder)/name, 1000).decode("ascii", "replace").split()
+    except OSError: return []
+
+
 def _facts(path: Path) -> dict:
-    try: return facts_of(read_manifest(path))
+    try: return read_manifest(path).facts
     except CheckpointError: return {}
 
 
@@ -118,7 +124,8 @@ class Found(NamedTuple):
 
 def select(name: str | Path | int, within: str | Path | None = None, root: str | Path = "runs") -> Found:
     "The checkpoint that a name means; `within` is the folder where latest, best, 1200 are looked for first."
-    text = os.path.expanduser(str(name).strip())
+    text = os.path.expanduser(str(name))
+    if not os.path.lexists(text): text = text.strip()
     if not text: raise CheckpointError("no checkpoint was named")
     try:
         if within is not None and not os.path.isabs(text):
@@ -201,6 +208,9 @@ def places(name: str | Path, root: str | Path = "runs") -> list[Path]:
     "The folders with checkpoints that a name means: one stage, or all of a run."
     try: folder = _folder_of(os.path.expanduser(str(name)), root)
     except RunError as error: raise CheckpointError(f"{name}  is no folder with checkpoints, and {error}") from None
+    except CheckpointError:
+        if step_of(name) is None: raise
+        raise CheckpointError(f"{name}  is one checkpoint; name the folder that it lies in") from None
     found = [folder] if steps(folder) else [folder/stage for stage in _stages(folder)]
     if not found: raise CheckpointError(f"there is no checkpoint in {folder}")
     return found
@@ -217,27 +227,39 @@ def listing(folder: str | Path) -> list[dict]:
     rows = []
     for step in steps(folder):
         path, facts, damage = step_path(folder, step), {}, ""
-        try: facts = facts_of(read_manifest(path))
+        try: facts = read_manifest(path).facts
         except CheckpointError as error: damage = str(error).partition("  ")[2] or str(error)
         why = [name for name, at in named.items() if at == step] + ["branch"] * (step in branches)
         why += [word for name, word in _KEPT.items() if name in facts.get("kept", ())]
-        size = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(path))
+        try:
+            with os.scandir(path) as inside: size = sum(entry.stat(follow_symlinks=False).st_size for entry in inside)
+        except FileNotFoundError: continue  # pruned while we looked
         rows.append({"path": path, "step": step, "facts": facts, "bytes": size, "why": why, "damage": damage})
     return rows
 
 # %% ../nbs/29_load.ipynb #509466c3
 def load_checkpoint(name: str | Path | int, only: Iterable[str] | None = None, allow: Iterable[str] = (),
-                    within: str | Path | None = None, root: str | Path = "runs", quiet: bool = False) -> Checkpoint:
+                    part: str | None = None, within: str | Path | None = None, root: str | Path = "runs",
+                    quiet: bool = False) -> Checkpoint:
     """The checkpoint that a name means: RUN, RUN/STAGE@best, a step folder, latest or epoch_5.pth in `within`,
-    a file or folder of another program. `allow` are names that such a file may want; they become plain data."""
-    found = select(name, within, root)
-    if not found.ours: checkpoint = read_foreign(found.path, allow)
+    a file or folder of another program. `allow` are names that such a file may want (they become plain data),
+    `part` is the key of its weights if there are several."""
+    found, only = select(name, within, root), [only] if isinstance(only, str) else only
+    if not found.ours: checkpoint = _only(read_foreign(found.path, allow, part), only)
     else: checkpoint = read_latest(found.path.parent, only) if found.may_go_back else read_step(found.path, only)
     if not quiet:
         if str(checkpoint.path) != str(name):
             print(f"{name} → {checkpoint.path}: {describe(checkpoint.facts)}", file=sys.stderr)
         for note in checkpoint.notes: print(f"  {note}", file=sys.stderr)
     return checkpoint
+
+
+def _only(checkpoint: Checkpoint, only: Iterable[str] | None) -> Checkpoint:
+    "Of a foreign checkpoint these parts."
+    if only is None: return checkpoint
+    if missing := [part for part in only if part not in checkpoint.state]:
+        raise CheckpointError(f"{checkpoint.path} has no {', '.join(missing)}; it has {', '.join(checkpoint.state)}")
+    return Checkpoint({part: checkpoint.state[part] for part in only}, checkpoint.facts, checkpoint.path, checkpoint.notes)
 
 # %% ../nbs/29_load.ipynb #963fd504
 def load_model(name: str | Path, trust_code: bool = False, **given: Any) -> torch.nn.Module:

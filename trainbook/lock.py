@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import stat
 import struct
 import sys
 import threading
@@ -18,12 +19,13 @@ import uuid
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['sync', 'sync_folder', 'make_folder', 'write_whole', 'RunBusy', 'LostOwnership', 'Lock', 'owner', 'describe', 'holder']
+__all__ = ['sync', 'sync_folder', 'open_regular', 'read_small', 'make_folder', 'write_whole', 'RunBusy', 'LostOwnership', 'Lock',
+           'owner', 'describe', 'holder']
 
 # %% ../nbs/06_lock.ipynb #19a5c11e
 # Map of this module, top to bottom:
 #   sync, sync_folder, make_folder    what is written is on the disk, its name too
-#   write_whole                       a small file is all there or not at all
+#   write_whole, read_small           a small file is all there or not at all
 #   Lock                              the right to write a run, held by one process
 #   holder, owner, describe           who holds it, without taking it
 
@@ -43,6 +45,22 @@ def sync_folder(path: str | Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL: raise  # some network file systems have no such thing
     finally: os.close(fd)
+
+
+def open_regular(path: str | Path) -> int:
+    "A descriptor of a regular file; links, pipes and devices are refused, and none of them makes us wait."
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(fd).st_mode): return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def read_small(path: str | Path, most: int = 1 << 16) -> bytes:
+    "The bytes of a small regular file; a longer one is refused."
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most: raise OSError(errno.EFBIG, f"longer than {most:,} bytes", str(path))
+        return file.read(size)
 
 
 def make_folder(path: str | Path) -> None:
@@ -139,8 +157,8 @@ class Lock:
 
 def owner(folder: str | Path) -> dict:
     "Who holds, or held last, the lock of this run: {} if nobody ever did."
-    try: found = json.loads((Path(folder)/"owner.json").read_text())
-    except (OSError, ValueError): return {}
+    try: found = json.loads(read_small(Path(folder)/"owner.json"))
+    except (OSError, ValueError, RecursionError): return {}
     return found if isinstance(found, dict) else {}
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .config import Config
 from .ledger import Ledger, Story, last_row, tell
-from .lock import Lock, holder, sync_folder, write_whole
+from .lock import Lock, holder, read_small, sync_folder, write_whole
 from .source import near
 
 # %% auto #0
@@ -297,15 +297,16 @@ def _note_branch(parent: Path, child: str, note: dict) -> None:
 def _branches(folder: Path) -> Iterator[dict]:
     "The notes of a run's branches; what is no note is passed over."
     for path in (folder/"branches").glob("[!.]*"):
-        try: note = json.loads(path.read_text())
+        try: note = json.loads(read_small(path))
         except (OSError, ValueError, RecursionError): continue
-        if isinstance(note, dict) and isinstance(note.get("folder"), str): yield note
+        wanted = {"folder": str, "stage": str, "step": int}
+        if isinstance(note, dict) and all(type(note.get(key)) is kind for key, kind in wanted.items()): yield note
 
 
 def branch_points(folder: str | Path, stage: str) -> set[int]:
     "The steps of a stage that living branches of this run started from; their checkpoints stay."
-    return {note["step"] for note in _branches(Path(folder))
-            if note.get("stage") == stage and Path(note["folder"]).is_dir()}
+    lives = lambda child: child.is_dir() or (Path(folder).parent/child.name).is_dir()  # both may have moved
+    return {note["step"] for note in _branches(Path(folder)) if note["stage"] == stage and lives(Path(note["folder"]))}
 
 
 def _digest(file) -> str:

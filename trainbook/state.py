@@ -6,28 +6,37 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
 import numpy
 import torch
+from torch.nn.parameter import is_lazy
 
 # %% auto #0
-__all__ = ['SAFETENSORS', 'StateError', 'split', 'join']
+__all__ = ['SAFETENSORS', 'CheckpointError', 'StateError', 'split', 'join']
 
 # %% ../nbs/24_state.ipynb #c7a79654
 # Map of this module, top to bottom:
-#   StateError     what cannot be kept, and where it is
-#   split          a nest → (tree for JSON, tensors by name)
-#   join           back
+#   CheckpointError, StateError    what a person can mend; what cannot be kept, and where it is
+#   split                          a nest → (tree for JSON, tensors by name)
+#   join                           back
 #
 # Tags, each the only key of its object:
 #   $tensor name · $array name · $tuple list · $items [[key, value] …] · $ordered [[key, value] …] · $set list
+#   $counter [[key, value] …] · $default [factory, [[key, value] …]] · $module [[[name, value] …], metadata]
 #   $float text · $complex [re, im] · $bytes base64 · $number [dtype, value] of NumPy · $as [dtype, shape, node]
 
 # %% ../nbs/24_state.ipynb #25aba0bd
-class StateError(TypeError):
+class CheckpointError(RuntimeError):
+    "Something about a checkpoint that a person can mend."
+
+    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
+
+
+class StateError(CheckpointError):
     "Something in a state that cannot be kept."
 
 
@@ -35,6 +44,9 @@ SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16",
                torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
                torch.bool: "BOOL", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
                torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64"}
+
+
+_FACTORIES = {None: None, **{kind.__name__: kind for kind in (list, dict, set, int, float, str, tuple)}}
 
 
 def split(state: Any, name: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
@@ -63,7 +75,7 @@ class _Splitter:
         if kind is bytes: return {"$bytes": base64.b64encode(value).decode()}
         if isinstance(value, numpy.ndarray) and value.dtype.kind in "biufc":
             return {"$array": [str(value.dtype), list(value.shape), self.tensor(_from_array(value), path)]}
-        if isinstance(value, numpy.generic) and value.dtype.kind in "biufc":
+        if isinstance(value, numpy.generic) and value.dtype.kind in "biufc" and not isinstance(value.item(), numpy.generic):
             return {"$number": [str(value.dtype), self.node(value.item(), path)]}
         raise StateError(f"{path or 'the state'}  cannot be kept, found {kind.__name__}; "
                          "keep plain data (numbers, text, lists, dicts, tensors)")
@@ -72,18 +84,28 @@ class _Splitter:
         return [self.node(value, f"{path}.{i}" if path else str(i)) for i, value in enumerate(values)]
 
     def mapping(self, value: dict, path: str) -> dict:
-        "A dict as an object if its keys allow it, as pairs otherwise; an OrderedDict stays one."
+        "A dict as an object if its keys allow it, as pairs otherwise; its type stays."
+        kind, factory = type(value), getattr(value, "default_factory", None)
+        if kind not in (dict, OrderedDict, Counter) and not (kind is defaultdict and factory in _FACTORIES.values()):
+            raise StateError(f"{path or 'the state'}  cannot be kept, found {kind.__name__}; make it a dict")
         pairs = [(key, self.node(inner, f"{path}.{key}" if path else str(key))) for key, inner in value.items()]
-        if type(value) is dict and all(type(key) is str and not key.startswith("$") for key, _ in pairs): return dict(pairs)
-        tag = "$ordered" if isinstance(value, OrderedDict) else "$items"
-        return {tag: [[self.node(key, path), inner] for key, inner in pairs]}
+        if kind is dict and all(type(key) is str and not key.startswith("$") for key, _ in pairs): return dict(pairs)
+        items = [[self.node(key, path), inner] for key, inner in pairs]
+        if kind is Counter: return {"$counter": items}
+        if kind is defaultdict: return {"$default": [getattr(factory, "__name__", None), items]}
+        if hasattr(value, "_metadata"):  # of model.state_dict(): the version of each module
+            return {"$module": [items, self.node(value._metadata, f"{path}._metadata")]}
+        return {"$items" if kind is dict else "$ordered": items}
 
     def tensor(self, value: torch.Tensor, path: str) -> dict:
+        if is_lazy(value):
+            raise StateError(f"{path or 'the state'}  cannot be kept, found an uninitialised parameter; "
+                             "run one batch through the model first")
         value = value.detach()
         if odd := _odd(value): raise StateError(f"{path or 'the state'}  cannot be kept, found {odd}")
         same = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), value.stride(),
                 value.dtype, value.is_conj(), value.is_neg())
-        if value.numel() and same in self.seen: return self.seen[same]
+        if value.numel() and same[0] and same in self.seen: return self.seen[same]
         name = path or "tensor"
         while name in self.tensors: name += "~"
         node, value = {"$tensor": name}, value.resolve_conj().resolve_neg()
@@ -129,11 +151,17 @@ def _join(tree: Any, tensors: dict) -> Any:
 def _joined_tensor(value: list, tensors: dict) -> torch.Tensor:
     "Bytes as what they are; done once, so that one tensor under two names stays one."
     dtype, shape, node = value
-    raw = tensors[node["$tensor"]]
+    raw, kind = tensors[node["$tensor"]], _DTYPES[dtype]
     if raw.dtype == torch.uint8:
-        there = raw.view(_DTYPES[dtype]).reshape(shape) if raw.numel() else torch.empty(shape, dtype=_DTYPES[dtype])
-        tensors[node["$tensor"]] = there
+        if raw.numel() != math.prod(shape) * kind.itemsize: raise ValueError(f"{len(raw)} bytes for a shape of {shape}")
+        tensors[node["$tensor"]] = raw.view(kind).reshape(shape) if raw.numel() else torch.empty(shape, dtype=kind)
     return tensors[node["$tensor"]]
+
+
+def _joined_module(value: list, tensors: dict) -> OrderedDict:
+    weights = _JOINERS["$ordered"](value[0], tensors)
+    weights._metadata = _join(value[1], tensors)
+    return weights
 
 
 def _joined_array(value: list, tensors: dict) -> numpy.ndarray:
@@ -149,6 +177,10 @@ _JOINERS = {
     "$tuple": lambda value, tensors: tuple(_join(value, tensors)),
     "$set": lambda value, tensors: set(_join(value, tensors)),
     "$items": lambda value, tensors: {_join(key, tensors): _join(inner, tensors) for key, inner in value},
+    "$counter": lambda value, tensors: Counter({_join(key, tensors): _join(inner, tensors) for key, inner in value}),
+    "$default": lambda value, tensors: defaultdict(
+        _FACTORIES[value[0]], {_join(key, tensors): _join(inner, tensors) for key, inner in value[1]}),
+    "$module": lambda value, tensors: _joined_module(value, tensors),
     "$ordered": lambda value, tensors: OrderedDict(
         (_join(key, tensors), _join(inner, tensors)) for key, inner in value),
     "$float": lambda value, tensors: float(value),

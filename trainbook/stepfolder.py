@@ -15,24 +15,25 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .lock import sync, sync_folder
+from .lock import open_regular, read_small, sync, sync_folder
 from .state import StateError, join, split
 from .tensorfile import CheckpointError, Damaged, read_tensors, write_tensors
 
 # %% auto #0
-__all__ = ['Checkpoint', 'describe', 'apart', 'tensor_names', 'step_path', 'step_of', 'steps', 'write_step', 'check_room',
-           'read_manifest', 'facts_of', 'read_step', 'check_step', 'read_latest', 'discard', 'set_aside', 'sweep']
+__all__ = ['Checkpoint', 'describe', 'apart', 'tensor_names', 'step_path', 'step_of', 'steps', 'manifest_text', 'write_step',
+           'check_room', 'Manifest', 'read_manifest', 'read_step', 'check_step', 'read_latest', 'discard', 'set_aside',
+           'sweep']
 
 # %% ../nbs/26_stepfolder.ipynb #c8df9031
 # Map of this module, top to bottom:
 #   Checkpoint                        a checkpoint in memory, with the familiar keys
 #   apart, tensor_names               a state → tensors by file, and the tree that joins them again
 #   steps, step_path                  what is committed
-#   write_step                        all or nothing
+#   manifest_text, write_step         all or nothing
 #   read_manifest, read_step, check_step, read_latest
 #   set_aside, discard, sweep         what is damaged, no longer needed, left over
 #
@@ -47,8 +48,8 @@ class Checkpoint(dict):
     "A checkpoint in memory: the familiar keys; `.state` as it was saved, `.facts` about it, `.path` and `.notes`."
 
     def __init__(self, state: dict, facts: dict, path: str | Path, notes: Iterable[str] = ()):
-        super().__init__({_FAMILIAR.get(key, key): value for key, value in state.items()})
-        self.update(facts.get("metrics") or {})
+        super().__init__(facts.get("metrics") or {})
+        self.update({_FAMILIAR.get(key, key): value for key, value in state.items()})
         self.update({key: value for key, value in facts.items() if value is not None and key != "metrics"})
         self.state, self.facts, self.path, self.notes = state, facts, Path(path), list(notes)
 
@@ -75,7 +76,13 @@ def apart(state: dict[str, Any]) -> tuple[dict, dict[str, dict[str, torch.Tensor
     "A state as a tree for JSON and its tensors, {file: {name: tensor}}."
     if not isinstance(state, dict) or not all(isinstance(key, str) and key and not key.startswith("$") for key in state):
         raise StateError(f"a state is a dict of parts by name (model, optimizer, …), found {str(state)[:60]}")
-    tree, tensors = split(state)
+    if state and "rng" not in state and all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise StateError("a state is a dict of parts by name, found bare weights; write {\"model\": model.state_dict()}")
+    known = {familiar: part for part, familiar in _FAMILIAR.items()}
+    if twice := [key for key in state if known.get(key) in state]:
+        raise StateError(f"a state has {known[twice[0]]} and {twice[0]}, which are the same part; leave one out")
+    tree, tensors = split({known.get(key, key): value for key, value in state.items()})
+    if "model.__metadata__" in tensors: raise StateError("model.__metadata__  is a name that safetensors keeps for itself")
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         file, inside = _home(name)
@@ -122,7 +129,21 @@ def steps(folder: str | Path) -> list[int]:
                   if (step := step_of(entry.name)) is not None and entry.is_dir(follow_symlinks=False))
 
 # %% ../nbs/26_stepfolder.ipynb #d6e4f270
-def write_step(folder: str | Path, step: int, manifest: dict, files: dict[str, dict[str, torch.Tensor]],
+def manifest_text(step: int, facts: dict, tree: dict) -> str:
+    "What is known before the files are written, one key a line; StateError for what could not be read back."
+    if not 0 <= step < 10 ** 18: raise StateError(f"step  expected a number from 0 to 10^18, found {str(step)[:30]}")
+    told, tensors = split({"version": 1, "step": step, **facts})
+    if tensors:
+        raise StateError(f"{next(iter(tensors))}  expected plain data, found a tensor; tensors go into the state")
+    try:
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in {**told, "state": tree}.items()]
+    except (ValueError, RecursionError) as error: raise StateError(f"the state cannot be kept: {error}") from None
+    if (size := sum(map(len, lines))) > _LONGEST_MANIFEST:
+        raise StateError(f"the state cannot be kept: {size / 1e6:,.0f} MB of it are no tensors; make tensors of what is big")
+    return "{\n" + ",\n".join(lines)
+
+
+def write_step(folder: str | Path, step: int, text: str, files: dict[str, dict[str, torch.Tensor]],
                guard: Callable[[], None] | None = None) -> Path:
     "A checkpoint with all its bytes on the disk, or none. An existing one is never touched."
     final = step_path(folder, step)
@@ -132,7 +153,7 @@ def write_step(folder: str | Path, step: int, manifest: dict, files: dict[str, d
     os.mkdir(beside)
     try:
         about = {name: write_tensors(beside/name, tensors) for name, tensors in files.items()}
-        _write_manifest(beside/"manifest.json", {"version": 1, "step": step, **manifest, "files": about})
+        _write_manifest(beside/"manifest.json", f'{text},\n "files": {json.dumps(about)}'.encode())
         sync_folder(beside)
         if guard: guard()
         os.rename(beside, final)
@@ -152,13 +173,11 @@ def check_room(folder: str | Path, needed: int) -> None:
                                     f"{free / 1e6:.3g} MB are free", str(folder))
 
 
-_SELF = b',\n "self": "'
+_SELF, _LONGEST_MANIFEST = b',\n "self": "', 200 << 20
 
 
-def _write_manifest(path: Path, manifest: dict) -> None:
-    "One key a line, and a hash of all lines before the last."
-    body = ",\n".join(f' {json.dumps(key)}: {json.dumps(value, allow_nan=False)}' for key, value in manifest.items())
-    text = ("{\n" + body).encode()
+def _write_manifest(path: Path, text: bytes) -> None:
+    "The lines, and a hash of them in the last."
     text += _SELF + hashlib.sha256(text).hexdigest().encode() + b'"\n}\n'
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
@@ -167,30 +186,39 @@ def _write_manifest(path: Path, manifest: dict) -> None:
     finally: os.close(fd)
 
 # %% ../nbs/26_stepfolder.ipynb #e92e1c28
-_LONGEST_MANIFEST = 256 << 20
-_BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, RuntimeError)
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
-def read_manifest(path: str | Path) -> dict:
+class Manifest(NamedTuple):
+    "What a step folder says of itself."
+    facts: dict             # step, epoch, metrics, config, …
+    files: dict[str, dict]  # name → bytes, sha256
+    state: dict             # the tree that joins the tensors
+
+
+def read_manifest(path: str | Path) -> Manifest:
     "The manifest of a step folder, its hash and the sizes of its files compared."
     path = Path(path)
     if path.is_symlink(): raise CheckpointError(f"{path} is a link; name the folder that it leads to")
     if not path.is_dir(): raise CheckpointError(f"{path} is not there")
     try:
-        text = _read_whole(path/"manifest.json")
+        text = read_small(path/"manifest.json", 2 * _LONGEST_MANIFEST)
         begin, found, rest = text.rpartition(_SELF)
         if not found: raise ValueError("cut short")
         if rest[:64].decode() != hashlib.sha256(begin).hexdigest(): raise ValueError("changed since it was written")
         manifest = json.loads(text)
         if (version := manifest["version"]) != 1:
-            raise CheckpointError(f"{path} has version {version}, expected 1; "
+            raise CheckpointError(f"{path} has version {version!r:.20}, expected 1; "
                                   "a newer trainbook wrote it: pip install -U trainbook")
         if step_of(path) not in (None, manifest["step"]): raise ValueError(f"of step {manifest['step']}")
         for name, about in manifest["files"].items():
             if not re.fullmatch(r"[a-z]{1,20}\.safetensors", name): raise ValueError(f"naming a file {name!r}")
             if (size := os.lstat(path/name).st_size) != about["bytes"]:
                 raise Damaged(f"{path}  {name} has {size:,} bytes, expected {about['bytes']:,}")
-        return manifest
+        state = manifest.pop("state")
+        if not isinstance(state, dict): raise ValueError("without a state")
+        return Manifest(_facts(manifest), manifest["files"], state)
+    except StateError as error: raise Damaged(f"{path}  manifest.json is not right: {error}") from None
     except CheckpointError: raise
     except OSError as error: raise _unreadable(path, error) from None
     except _BROKEN as error: raise Damaged(f"{path}  manifest.json is not right: {str(error)[:80]}") from None
@@ -198,30 +226,34 @@ def read_manifest(path: str | Path) -> dict:
 
 def _unreadable(path: Path, error: OSError) -> Exception:
     "A file that is missing, a link or a bad sector is damage; a lack of permission is not."
-    if error.errno not in (errno.ENOENT, errno.EIO, errno.ELOOP, errno.ENOTDIR): return error
+    damage = (errno.ENOENT, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO)
+    if error.errno not in damage: return error
     why = {errno.ENOENT: "is missing", errno.ELOOP: "is a link"}.get(error.errno, f"cannot be read: {error.strerror}")
     return Damaged(f"{path}  {Path(error.filename or 'a file').name} {why}")
 
 
-def _read_whole(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
-        text = file.read(_LONGEST_MANIFEST + 1)
-    if len(text) > _LONGEST_MANIFEST: raise ValueError("too long")
-    return text
+_KINDS = {"epoch": (int, float), "metrics": dict, "kept": list, "timestamp": str, "metadata": dict, "code": dict,
+          "config": dict, "model_config": dict, "position": int, "monitor": str}
 
 
-def facts_of(manifest: dict) -> dict:
-    "What a manifest tells about the checkpoint, without files and state."
-    return join({key: value for key, value in manifest.items() if key not in ("files", "state", "self")}, {})
+def _facts(manifest: dict) -> dict:
+    "What a manifest tells besides files and state, each of the kind that it must be."
+    told = {key: value for key, value in manifest.items() if key not in ("files", "self")}
+    facts = {"metrics": {}, "kept": [], **join(told, {})}
+    for key, kind in _KINDS.items():
+        if facts.get(key) is not None and (not isinstance(facts[key], kind) or isinstance(facts[key], bool)):
+            raise ValueError(f"with {key} {str(facts[key])[:40]!r}")
+    if not all(isinstance(name, str) for name in [*facts["metrics"], *facts["kept"]]): raise ValueError("with odd names")
+    return facts
 
 
 def read_step(path: str | Path, only: Iterable[str] | None = None) -> Checkpoint:
     "The checkpoint in a step folder, every byte compared; `only` some parts of the state, for instance [\"model\"]."
     path, manifest = Path(path), read_manifest(path)
     try:
-        tree = manifest["state"]
+        tree = manifest.state
         if only is not None:
+            only = [only] if isinstance(only, str) else list(only)
             if unknown := [part for part in only if part not in tree]:
                 raise CheckpointError(f"{path} has no {', '.join(unknown)}; it has {', '.join(tree)}")
             tree = {part: tree[part] for part in only}
@@ -229,19 +261,20 @@ def read_step(path: str | Path, only: Iterable[str] | None = None) -> Checkpoint
         tensors = {}
         for file in sorted(needed):
             prefix = "model." if file == "model" + _SUFFIX else ""
-            found = read_tensors(path/file, manifest["files"][file])
+            found = read_tensors(path/file, manifest.files[file])
             tensors |= {prefix + name: tensor for name, tensor in found.items()}
-        return Checkpoint(join(tree, tensors), facts_of(manifest), path)
+        return Checkpoint(join(tree, tensors), manifest.facts, path)
+    except StateError as error: raise Damaged(f"{path}  holds a state that is not right: {error}") from None
     except CheckpointError: raise
     except OSError as error: raise _unreadable(path, error) from None
     except _BROKEN as error: raise Damaged(f"{path}  holds a state that is not right: {str(error)[:80]}") from None
 
 
-def check_step(path: str | Path) -> dict:
+def check_step(path: str | Path) -> Manifest:
     "Compares every byte of a step folder and keeps none; its manifest."
     path, manifest = Path(path), read_manifest(path)
-    for name, about in manifest["files"].items():
-        try: fd = os.open(path/name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    for name, about in manifest.files.items():
+        try: fd = open_regular(path/name)
         except OSError as error: raise _unreadable(path, error) from None
         with open(fd, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:

@@ -16,25 +16,20 @@ from pathlib import Path
 
 import torch
 
-from .lock import sync
-from .state import SAFETENSORS
+from .lock import open_regular, sync
+from .state import SAFETENSORS, CheckpointError
 
 # %% auto #0
-__all__ = ['CheckpointError', 'Damaged', 'write_tensors', 'read_tensors']
+__all__ = ['Damaged', 'write_tensors', 'read_tensors', 'Copies']
 
 # %% ../nbs/25_tensorfile.ipynb #8c544564
 # Map of this module, top to bottom:
-#   CheckpointError, Damaged    what a person can mend; a file that is not what was written
+#   Damaged                     a file that is not what was written
 #   write_tensors               tensors into a new file; its size and hash out
 #   read_tensors                tensors out of a file; every byte checked
+#   Copies                      tensors of this instant, in buffers that are used again
 
 # %% ../nbs/25_tensorfile.ipynb #f816ac20
-class CheckpointError(RuntimeError):
-    "Something about a checkpoint that a person can mend."
-
-    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
-
-
 class Damaged(CheckpointError):
     "A file that is not what was written: torn, flipped, truncated, edited."
 
@@ -115,36 +110,31 @@ def _reserve(fd: int, size: int) -> None:
 _LONGEST_HEADER = 100 << 20
 
 
-def read_tensors(path: str | Path, expect: dict | None = None, names: set[str] | None = None,
-                 into: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    "The tensors of a file, all or those of these names; Damaged if anything is not as it must be."
-    no_link = lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(path, "rb", buffering=0, opener=no_link) as file:
+def read_tensors(path: str | Path, expect: dict | None = None) -> dict[str, torch.Tensor]:
+    "The tensors of a file; Damaged if anything is not as it must be."
+    with open(open_regular(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if expect and size != expect["bytes"]:
             raise Damaged(f"{path}  has {size:,} bytes, expected {expect['bytes']:,}")
         entries, header = _read_header(file, size, str(path))
-        hashing = expect is not None and names is None
         found = {}
         with _Digest() as digest:
             digest.update(header)
-            for name, (dtype, shape, at) in entries.items():
-                if names is not None and name not in names: continue
-                found[name] = tensor = _room(into, name, dtype, shape)
-                file.seek(len(header) + at)
-                block, done = _bytes(tensor), 0
+            for name, (dtype, shape) in entries.items():
+                found[name] = _room(f"{path}  {name}", dtype, shape)
+                block, done = _bytes(found[name]), 0
                 while done < len(block):
                     count = file.readinto(block[done:done + _PIECE])
                     if not count: raise Damaged(f"{path}  ends inside {name}")
-                    if hashing: digest.update(block[done:done + count])
+                    if expect: digest.update(block[done:done + count])
                     done += count
-    if hashing and digest.hexdigest() != expect["sha256"]:
+    if expect and digest.hexdigest() != expect["sha256"]:
         raise Damaged(f"{path}  is not what was written (sha256 differs)")
     return found
 
 
 def _read_header(file, size: int, path: str) -> tuple[dict[str, tuple], bytes]:
-    "{name: (dtype, shape, begin)}, and the bytes before the data."
+    "{name: (dtype, shape)} in the order of their bytes, and the bytes before these."
     length = file.read(8)
     count = int.from_bytes(length, "little")
     if len(length) < 8 or count > _LONGEST_HEADER or 8 + count > size:
@@ -159,15 +149,41 @@ def _read_header(file, size: int, path: str) -> tuple[dict[str, tuple], bytes]:
             if not all(isinstance(n, int) and n >= 0 for n in shape): raise ValueError(f"shape {shape}")
             if first != at or last - first != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} does not fit")
-            entries[name], at = (dtype, shape, first), last
+            entries[name], at = (dtype, shape), last
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path}  has a header that is not right: {str(error)[:80]}") from None
     if 8 + count + at != size: raise Damaged(f"{path}  has {size:,} bytes, its header says {8 + count + at:,}")
     return entries, length + text
 
 
-def _room(into: dict[str, torch.Tensor] | None, name: str, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    "The tensor to read into: one that is there and fits, or a new one."
-    there = (into or {}).get(name)
-    fits = there is not None and there.device.type == "cpu" and there.is_contiguous() and there.dtype == dtype
-    return there.detach() if fits and list(there.shape) == shape else torch.empty(shape, dtype=dtype)
+def _room(name: str, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
+    "Memory for a tensor. A lack of it is not the file's fault."
+    try: return torch.empty(shape, dtype=dtype)
+    except RuntimeError:
+        raise MemoryError(f"{name} takes {math.prod(shape) * dtype.itemsize / 1e9:.3g} GB of memory, "
+                          "which are not free here") from None
+
+# %% ../nbs/25_tensorfile.ipynb #b8464ec2
+class Copies:
+    "Tensors as they are now, in buffers that are used again by the next save."
+
+    def __init__(self): self.buffers: dict[str, dict[str, torch.Tensor]] = {}
+
+    def take(self, files: dict[str, dict[str, torch.Tensor]]) -> list[torch.cuda.Event]:
+        "Fills the buffers; they are ready when the events that this returns are over."
+        self.buffers = {name: self._file(tensors, self.buffers.get(name, {})) for name, tensors in files.items()}
+        devices = {tensor.device for tensors in files.values() for tensor in tensors.values() if tensor.is_cuda}
+        events = []
+        for device in devices:
+            with torch.cuda.device(device): events.append(torch.cuda.Event()); events[-1].record()
+        return events
+
+    @staticmethod
+    def _file(tensors: dict[str, torch.Tensor], old: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        new = {}
+        for name, tensor in tensors.items():
+            buffer = old.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            new[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+        return new

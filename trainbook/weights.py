@@ -233,7 +233,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], allow: Iterable[s
     state = part.state_dict(keep_vars=True)
     raw = {_unwrapped(name, wrapped): name for name in state}
     ours = {name: state[key] for name, key in raw.items()}
-    theirs = _renamed(weights, rename or {})
+    theirs = _renamed(_bare(weights, ours, rename or {}), rename or {})
     match = _compare(f"{type(model).__name__}{f'.{into}' if into else ''}", ours, theirs,
                      [allow] if isinstance(allow, str) else list(allow))
     if match.refused or match.differences and not match.loaded:
@@ -242,6 +242,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], allow: Iterable[s
     _copy(part, {key: value for key, value in new.items() if _is_extra(key)}, state, back=True)
     _copy(part, {key: value for key, value in new.items() if not _is_extra(key)}, state)
     return match
+
+
+def _bare(weights: Mapping[str, Any], ours: Mapping[str, Any], rename: Mapping[str, str]) -> Mapping[str, Any]:
+    "Without what DataParallel and torch.compile put before every name, unless the model or a rename has it too."
+    for prefix in ("module.", "_orig_mod.") * 2:
+        spoken = any(name.startswith(prefix) for name in ours) or any(f"{old}.".startswith(prefix) for old in rename)
+        if weights and not spoken and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
 
 
 def _check(weights: Mapping[str, Any]) -> None:
