@@ -2,8 +2,8 @@
 
 The system calls of four saves, two of which prune, are recorded. After each call, every mixture of what was not yet forced to the disk
 is made (see disk.py), read by the real reader, and trained on from. Eleven protocols with one mistake each show that the look can fail."""
-import json
 import io
+import json
 import os
 import random
 import warnings
@@ -171,6 +171,7 @@ def in_place(folder, step, text, files, guard=None):
     sync_folder(final)
     guard()
     sync_folder(folder)
+    return final
 
 
 def delete_first(folder, *words, **more):
