@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainbook.foreign import read_foreign, wanted
-from trainbook.stepfolder import apart
-from trainbook.tensorfile import CheckpointError
+from trainbook.checkpoint import CheckpointManager, import_checkpoint
+from trainbook.foreign import export_checkpoint, is_ours, plain_path, read_foreign, wanted
+from trainbook.load import load_checkpoint
+from trainbook.stepfolder import Checkpoint, apart
+from trainbook.tensorfile import CheckpointError, Damaged
 
 OLD = {"_use_new_zipfile_serialization": False}
 BOTH = pytest.mark.parametrize("form", [{}, OLD], ids=["zip", "old"])
@@ -52,17 +54,27 @@ FORMS = {  # what a file holds → parts beside the model, facts, notes
         {"optimizer": O}, {"epoch": 3, "metrics": {"loss": 0.5}}, []),
     "guide": ({"epoch": 1, "model_state_dict": W, "optimizer_state_dict": O, "val_loss": 0.25, "model_config": {"dim": 4}},
         {"optimizer": O}, {"epoch": 1, "metrics": {"val_loss": 0.25}, "model_config": {"dim": 4}}, []),
-    "short": ({"model": W, "optimizer": O, "scheduler": S, "config": {"lr": 1}, "metric": 0.9}, {"optimizer": O, "scheduler": S}, {"config": {"lr": 1}, "metric": 0.9}, []),
+    "short": ({"model": W, "optimizer": O, "scheduler": S, "config": {"lr": 1}, "metric": 0.9}, {"optimizer": O, "scheduler": S}, {"config": {"lr": 1}, "metrics": {"metric": 0.9}}, []),
     "steps": ({"model": W, "optimizer": O, "total_steps": 70}, {"optimizer": O}, {"step": 70}, []),
     "state_dict": ({"state_dict": W}, {}, {}, []),
     "ImageNet": ({"epoch": 9, "arch": "resnet", "state_dict": W, "best_acc1": np.float64(0.5), "optimizer": O, "args": argparse.Namespace(lr=0.1, seed=None)},
-        {"optimizer": O}, {"epoch": 9, "arch": "resnet", "metrics": {"best_acc1": 0.5}, "config": {"lr": 0.1, "seed": None}}, []),
+        {"optimizer": O}, {"epoch": 9, "arch": "resnet", "metadata": {"arch": "resnet"}, "metrics": {"best_acc1": 0.5}, "config": {"lr": 0.1, "seed": None}}, []),
     "plain": (W, {}, {}, []),
     "metrics": ({"model": W, "metrics": {"val_auc": np.float32(0.5)}, "best_val_auc": 1, "scaler": SCALER},
         {"scaler": SCALER}, {"metrics": {"val_auc": 0.5, "best_val_auc": 1}}, []),
     "fastai": ({"model": W, "opt": {"state": [{"step": 1}], "hypers": [{"lr": 0.1}]}}, {"optimizer": {"state": [{"step": 1}], "hypers": [{"lr": 0.1}]}}, {}, []),
     "options": ({"model": W, "opt": argparse.Namespace(lr=0.1)}, {}, {"config": {"lr": 0.1}}, []),
-    "extra parts": ({"model_state_dict": W, "frame_encoder_state_dict": EMA, "stage": 1}, {"frame_encoder": EMA}, {"stage": 1}, []),
+    "extra parts": ({"model_state_dict": W, "frame_encoder_state_dict": EMA, "stage": 1}, {"frame_encoder": EMA}, {"stage": 1, "metadata": {"stage": 1}}, []),
+    "facts of wrong types": ({"model": W, "timestamp": 5, "epoch": {"a": 1}, "metrics": [1], "code": 7, "metadata": [1], "step": -5}, {}, {}, ["unused: timestamp, epoch, metrics, code, metadata, step"]),
+    "facts out of range": ({"model": W, "epoch": float("nan"), "step": 10**20, "iteration": 100.0}, {}, {"step": 100}, ["unused: epoch, step"]),
+    "said by others": ({"model": W, "metric": 0.83, "arch": "r50", "stage": "s", "timestamp": "x", "code": {"git": 5}, "version": "2", "metadata": {"stage": "t"}},
+        {}, {"code": {"git": 5}, "timestamp": "x", "arch": "r50", "stage": "s", "version": "2", "metrics": {"metric": 0.83},
+             "metadata": {"stage": "t", "saved": "x", "code": {"git": 5}, "arch": "r50", "stage_before": "s", "version": "2"}}, []),
+    "tensors in facts": ({"model": W, "config": {"mean": torch.ones(2), "std": [np.ones((1, 2)), 3], "big": torch.ones(1001), "mask": torch.eye(2).to_sparse(), "rows": np.zeros((2000, 0))}, "model_config": {"x": np.int64(3)}},
+        {}, {"config": {"mean": [1.0, 1.0], "std": [[[1.0, 1.0]], 3]}, "model_config": {"x": 3}},
+        ["left out: config.big, config.mask, config.rows (sparse, quantized or without data; in a config, more than 1,000 numbers)"]),
+    "sparse": ({"model": W, "buffers_state_dict": {"mask": torch.eye(2).to_sparse(), "list": [torch.eye(2).to_sparse(), 1]}}, {"buffers": {"list": [None, 1]}}, {},
+        ["left out: buffers.mask, buffers.list.0 (sparse, quantized or without data; in a config, more than 1,000 numbers)"]),
     "averaged": ({"model_ema": EMA, "model": W}, {"ema": EMA}, {}, ["the averaged weights, model_ema, are the part ema"]),
     "only averaged": ({"ema": W}, {}, {}, ["only averaged weights were found; they are the model"]),
     "odd name": ({"generator": W, "epoch": 1}, {}, {"epoch": 1}, ["the weights are generator, the only thing that looks like weights"]),
@@ -111,7 +123,7 @@ def test_a_prefix_that_one_name_lacks_stays(here):
 
 def test_several_weights_want_a_name(here):
     torch.save({"netG": W, "netD": EMA}, "gan.pth")
-    assert refused("gan.pth") == "gan.pth has several weights (netG, netD); name one: part='netG'"
+    assert refused("gan.pth") == "gan.pth has several weights (netG, netD); name one: part='netG', in a shell --part netG"
     found = read_foreign("gan.pth", part="netD")
     assert same(found.state["model"], EMA) and found.notes == ["torch.save file", "unused: netG"]
     assert refused("gan.pth", part="netX") == "gan.pth has no weights under 'netX'; it holds netG, netD"
@@ -162,7 +174,8 @@ FILES = {
     packed(lambda f: torch.save({"loss": torch.tensor(1.0)}, f)): "has nothing that looks like weights; it holds loss",
     packed(lambda f: torch.save({"model": W}, f, pickle_protocol=4)): "cannot be read safely: torch does not read its pickle protocol safely; where it was made, save it without pickle_protocol",
     packed(lambda f: torch.save({"m": W, "a": np.array([None])}, f)): "cannot be read safely: an array of dtype 'O8' is no plain data; accepted are numbers and text",
-    packed(lambda f: torch.save({"w": torch.ones(1).expand(1 << 40)}, f)): "cannot be read safely: a tensor claims 4,398,046,511,104 bytes, more than the file has",
+    packed(lambda f: torch.save({"w": torch.ones(1).expand(1 << 40)}, f)): "cannot be read safely: it claims 4,398,046,511,104 bytes, more than the file has",
+    packed(lambda f: torch.save({"w": torch.eye(2).to_sparse()}, f)): "has no weights that can be kept; left out: model.w (sparse, quantized or without data; in a config, more than 1,000 numbers)",
     (1 << 40).to_bytes(8, "little") + b"{}": "is no safetensors file, or cut short",
     b"PK\x03\x04" + bytes(200): "is cut short or damaged: File is not a zip file"}
 
@@ -240,6 +253,71 @@ def test_accelerate(weights, here):
     assert found.notes == ["Accelerate folder", "unused: custom_checkpoint_0.pkl, optimizer_1.bin, random_states_0.pkl"] and not os.path.exists("witness")
     rewritten(HOSTILE, folder/"optimizer.bin")
     assert refused("state").startswith("state/optimizer.bin wants builtins.eval: a command") and not os.path.exists("witness")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F8_E4M3FNUZ", "F6_E2M3"])
+def test_a_dtype_of_tomorrow_is_no_damage(dtype, here):
+    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (here/"a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert refused("a.safetensors").startswith(f"a.safetensors has tensors of dtype {dtype}, which is not supported; accepted are F64, F32, ")
+    for wrong in ('["x"]', '{"w": 1}', '{"w": {"dtype": "\\u001b[31m"}}', '{"w": {"dtype": 5}}'):
+        (here/"a.safetensors").write_bytes(len(wrong).to_bytes(8, "little") + wrong.encode())
+        text = refused("a.safetensors")
+        assert ("is of a form" in text or "header that is not right" in text) and "\x1b" not in text
+
+
+def test_a_manifest_of_others_is_no_damage(here):
+    folder = hugging_face(here/"bert")
+    for text in ('{"name": "bert", "files": ["a"]}', "[]", "{}"):
+        (folder/"manifest.json").write_text(text)
+        assert not is_ours("bert") and same({key: load_checkpoint("bert", quiet=True)["model_state_dict"][key] for key in W}, W)
+    with CheckpointManager("c") as manager: manager.save({"model": W}, 1, wait=True)
+    ours = (here/"c/step-00000001/manifest.json").read_bytes()
+    os.rename("c/step-00000001", "kept")  # under a name of its own, only the manifest tells
+    for damaged in (ours, ours[:-40], ours.replace(b'"self"', b'"salf"'), ours.replace(b'"files"', b'"fires"'), b""):
+        (here/"kept/manifest.json").write_bytes(damaged)
+        assert is_ours("kept")
+        if damaged != ours:
+            with pytest.raises(Damaged): load_checkpoint("kept", quiet=True)
+
+
+def test_what_we_exported_comes_back_whole(here):
+    state = {"model": {"w": torch.ones(2)}, "optimizer": {"g": {"lr": 1}}, "ema": {"w": torch.zeros(2)}, "callbacks": {"k": 1}, "rng": {"torch": torch.arange(3), "numpy": (1, np.arange(2))}, "opt": {"a": 1}, "losses": [1, 2]}
+    with CheckpointManager("c", export={"latest": "l.pth"}) as manager: manager.save(state, 7, 2, {"val_loss": 0.5, "odd name": 3}, config={"lr": 1}, metadata={"stage": "s"}, wait=True)
+    found = read_foreign("c/l.pth")
+    assert set(found.state) == set(state) and plain(found.state["rng"]) == {"torch": [0, 1, 2], "numpy": [1, [0, 1]]} and found.state["opt"] == {"a": 1}
+    facts = manager.load().facts
+    assert found.facts["metrics"] == {"val_loss": 0.5, "odd name": 3} and (found.facts["step"], found.facts["epoch"]) == (7, 2)
+    assert found.facts["metadata"]["saved"] == facts["timestamp"] and found.facts["metadata"]["stage"] == "s" and "version" not in found.facts["metadata"]
+    assert not any(note.startswith("unused") for note in found.notes)
+    import_checkpoint("c/l.pth", "again")
+    again = CheckpointManager("again").load()
+    assert set(again.state) == set(state) and again["metadata"]["saved"] == facts["timestamp"] and again["val_loss"] == 0.5
+
+
+def test_nothing_is_lost_by_an_import(here):
+    torch.save({"model": W, "metric": 0.83, "arch": "r50", "stage": "s", "timestamp": "x", "code": {"a": 1}, "config": {"mean": torch.ones(2)}}, "a.pth")
+    import_checkpoint("a.pth", "new")
+    new = CheckpointManager("new").load()
+    assert new["metric"] == 0.83 and new["config"] == {"mean": [1.0, 1.0]}
+    assert new["metadata"] == {"saved": "x", "code": {"a": 1}, "arch": "r50", "stage": "s", "imported": "a.pth"}
+
+
+@pytest.mark.parametrize("name", ["X.PTH", "pytorch_model.bin", "a.pth.tar", "a.Ckpt"])
+def test_plain_files_have_many_names(name, here):
+    example = Checkpoint({"model": {"w": torch.ones(2)}}, {"step": 3}, "example")
+    assert torch.load(export_checkpoint(example, name), weights_only=True)["step"] == 3
+    assert list(read_foreign(export_checkpoint(example, "W.SAFETENSORS")).state["model"]) == ["w"]
+
+
+@pytest.mark.parametrize("tensor, kind", [(torch.ones(2, dtype=torch.complex128), "complex128"), (torch.ones(2).to(torch.float8_e8m0fnu), "float8_e8m0fnu"), (torch.eye(2).to_sparse(), "sparse_coo")])
+def test_what_safetensors_has_no_word_for(tensor, kind, here):
+    with pytest.raises(CheckpointError) as caught: export_checkpoint(Checkpoint({"model": {"a\x1b": tensor}}, {}, "x"), "x.safetensors")
+    assert str(caught.value) == rf"x.safetensors  a\x1b is {kind}, which safetensors has no word for; export to .pth, which keeps it" and not os.listdir()
+
+
+def test_an_export_needs_its_folder(here):
+    with pytest.raises(CheckpointError, match="nowhere/x.pth  there is no folder nowhere; make it first"): plain_path("nowhere/x.pth")
 
 
 @pytest.mark.parametrize("name, said", [

@@ -53,9 +53,9 @@ def test_known_names_become_plain_data(form, here):
               "moment": (datetime.datetime(2026, 1, 2, 3, 4, 5, 6), "2026-01-02T03:04:05.000006"), "day": (datetime.date(2026, 1, 2), "2026-01-02"), "clock": (datetime.time(1, 2, 3, 4), "01:02:03.000004"),
               "utc": (datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc), "2026-01-02T00:00:00+00:00"), "span": (datetime.timedelta(1, 2), 86402.0),
               "size": (torch.Size([1, 2]), (1, 2)), "dtype of torch": (torch.bfloat16, "torch.bfloat16"), "device": (torch.device("cpu"), "cpu"), "version": (torch.torch_version.TorchVersion("2.1"), "2.1")}
-    torch.save({"model": W, "config": {key: value for key, (value, _) in values.items()}}, "a.pth", **form)
+    torch.save({"model": W, "known_state_dict": {key: value for key, (value, _) in values.items()}}, "a.pth", **form)
     assert wanted("a.pth") == []
-    found = read_foreign("a.pth").facts["config"]
+    found = read_foreign("a.pth").state["known"]
     for key, (_, expected) in values.items():
         assert type(found[key]) is type(expected), key
         assert (found[key].dtype == expected.dtype and np.array_equal(found[key], expected)) if isinstance(expected, np.ndarray) else found[key] == expected, key
@@ -158,6 +158,28 @@ def nested(cycle: bool):
 def test_little_files_that_claim_a_lot(cycle, said, here):
     torch.save(nested(cycle), "a.pth")
     assert refused("a.pth") == f"a.pth cannot be read safely: {said}"
+
+
+@pytest.mark.parametrize("kind", ["S1", "U1"])
+def test_an_array_of_text_with_no_text_in_it(kind, here):
+    """Twenty million empty rows take no byte in the file, and gigabytes as lists."""
+    data = zipfile.ZipFile(io.BytesIO(packed(lambda f: torch.save({"model": W, "a": np.zeros((3, 0), kind)}, f)))).read("archive/data.pkl")
+    rewritten(data.replace(b"K\x03K\x00\x86", b"J" + struct.pack("<i", 20_000_000) + b"K\x00\x86"))
+    assert os.path.getsize("hostile.pth") < 5000 and refused("hostile.pth") == "hostile.pth cannot be read safely: it claims more values than are believed"
+
+
+@BOTH
+def test_many_tensors_share_one_budget(form, here):
+    torch.save({"model": {f"w{i}": torch.zeros(1).expand(20_000_000) for i in range(8)}}, "a.pth", **form)
+    assert re.fullmatch(r"a.pth cannot be read safely: it claims \d{3},000,000 bytes, more than the file has", refused("a.pth"))
+    one = torch.zeros(1).expand(20_000_000)
+    torch.save({"model": {f"w{i}": one for i in range(8)} | {"flat": torch.ones(8), "part": torch.ones(8)[2:]}}, "b.pth", **form)  # one tensor under many names is one
+    assert len(read_foreign("b.pth").state["model"]) == 10
+
+
+def test_bytes_are_in_the_budget(here):
+    rewritten(b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 1 << 30) + b"\x85R.")
+    assert refused("hostile.pth") == "hostile.pth cannot be read safely: it claims 1,073,741,824 bytes, more than the file has"
 
 
 def test_a_storage_that_lies_about_its_size(here):

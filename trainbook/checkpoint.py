@@ -378,7 +378,7 @@ def _exports(wanted: Mapping[str, str] | None) -> dict[str, str]:
             raise ConfigError(f"export  {which}  expected best, latest or final"
                               f"{near(str(which), ('best', 'latest', 'final'))}")
         plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
-        if not plain or Path(name).suffix not in PLAIN_FILES:
+        if not plain or Path(name).suffix.lower() not in PLAIN_FILES:
             raise ConfigError(f"export  {which}  expected a file name that ends in {', '.join(PLAIN_FILES)}, "
                               f"found {name!r}")
     return dict(wanted or {})

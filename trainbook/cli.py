@@ -120,11 +120,16 @@ def _config_schema(words: Words) -> None:
     print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
 
 # %% ../nbs/46_cli.ipynb #05341a4e
+def _safe(text: object) -> str:
+    "Words out of a file, on one line and without what a terminal obeys."
+    return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
+
+
 def _table(rows: list[tuple], head: tuple) -> str:
     "Rows in aligned columns."
-    rows = [head, *(tuple(str(cell) for cell in row) for row in rows)]
+    rows = [head, *(tuple(map(_safe, row)) for row in rows)]
     wide = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, wide)).rstrip() for row in rows)
+    return "\n".join("  ".join(map(str.ljust, row, wide)).rstrip() for row in rows)
 
 
 def _size(count: float) -> str:
@@ -137,7 +142,7 @@ def _size(count: float) -> str:
 
 def _numbers(progress: dict) -> str:
     return "  ".join(f"{key} {value:.4g}" for key, value in list(progress.items())[:5]
-                     if key not in ("stage", "step"))
+                     if key not in ("stage", "step") and isinstance(value, (int, float)))
 
 
 @verb("runs", "[FOLDER]", "all runs below a folder (runs/)")
@@ -173,7 +178,7 @@ def _show(words: Words) -> None:
         "size": f"{_size(sum(parts.values()))}: "
                 + ", ".join(f"{name} {_size(count)}" for name, count in parts.items()),
     }.items():
-        if text: print(f"  {key:9} {text}")
+        if text: print(f"  {key:9} {_safe(text)}")
     print(f"  config    trainbook config show {run.folder}/config.yaml")
 
 # %% ../nbs/46_cli.ipynb #387f24f4
@@ -230,74 +235,71 @@ def _du(words: Words) -> None:
     print(_table(rows, ("size", "run", "parts")))
 
 # %% ../nbs/46_cli.ipynb #05af7c10
-def _several(words: Words, name: str) -> list[str]:
-    "The words behind each `--name`."
-    found = []
-    while (word := words.option(name)) is not None: found.append(word)
-    return found
+def _reading(words: Words) -> dict:
+    "How a file of another program is to be read: `--allow NAME`, once or more, and `--part NAME`."
+    allow = []
+    while (word := words.option("--allow")) is not None: allow.append(word)
+    return {"allow": allow, "part": words.option("--part")}
 
 
 def _weigh(path: Path) -> int:
-    "The bytes of a file, or of the files in a folder."
-    return sum(inner.stat().st_size for inner in path.iterdir() if inner.is_file()) if path.is_dir() else path.stat().st_size
+    "The bytes of a file, or of the files in a folder; 0 if it vanishes meanwhile."
+    try: return sum(one.stat().st_size for one in (path.iterdir() if path.is_dir() else [path]) if one.is_file())
+    except OSError: return 0
 
 
 def _patience(path: Path) -> None:
     "A word before a long silence."
-    if (size := _weigh(path)) > 500_000_000 and sys.stderr.isatty(): print(f"reading {path} ({_size(size)})", file=sys.stderr)
+    if sys.stderr.isatty() and (size := _weigh(path)) > 5e8:
+        print(f"reading {_safe(path)} ({_size(size)})", file=sys.stderr)
 
 
 @verb("checkpoint ls", "[RUN | RUN/STAGE | FOLDER]", "the checkpoints of a run, or of all runs, and why each stays")
 def _checkpoint_ls(words: Words) -> None:
+    from trainbook.compare import about
     from trainbook.load import listing, places
     from trainbook.run import runs
     from trainbook.tensorfile import CheckpointError
     where = words.take("a run or a folder", ""); words.done()
-    folders = places(where) if where else []
+    folders, rows = places(where) if where else [], []
     for run in () if where else runs():
         try: folders += places(run.folder)
         except CheckpointError: continue  # none yet
-    rows = []
-    for row in (row for folder in folders for row in listing(folder)):
-        facts = row["facts"]
-        rows.append((row["path"], "" if facts.get("epoch") is None else f"{facts['epoch']:g}",
-                     _numbers(facts.get("metrics") or {}), _size(row["bytes"]), (facts.get("timestamp") or "").replace("T", " "),
+    for row in (row for folder in folders for row in listing(folder) if row):  # an empty one was pruned meanwhile
+        facts, epoch = row["facts"], row["facts"].get("epoch")
+        rows.append((row["path"], f"{epoch:g}" if isinstance(epoch, (int, float)) else "",
+                     _numbers(facts.get("metrics") or {}), _size(row["bytes"]), about(facts)["saved"],
                      "DAMAGED: " + row["damage"] if row["damage"] else ", ".join(row["why"])))
     print(_table(rows, ("checkpoint", "epoch", "metrics", "size", "saved", "")) if rows else "runs has no checkpoints")
 
 
-@verb("checkpoint show", "CHECKPOINT [--config] [--allow NAME …]", "what a checkpoint is, without reading its tensors")
+@verb("checkpoint show", "CHECKPOINT [--config] [--allow NAME …] [--part NAME]", "what it is, its tensors unread")
 def _checkpoint_show(words: Words) -> None:
+    import json
+    from trainbook.compare import about
     from trainbook.load import load_checkpoint, select
     from trainbook.stepfolder import describe, read_manifest, tensor_names
-    whole, allow, name = words.switch("--config"), _several(words, "--allow"), words.take("a checkpoint"); words.done()
-    found = select(name)
+    whole, reading = words.switch("--config"), _reading(words)
+    found, notes = select(words.take("a checkpoint")), []; words.done()
     if found.ours:
-        manifest = read_manifest(found.path)
-        facts, notes = manifest.facts, []
-        counts = {part: sum(1 for _ in tensor_names(tree)) for part, tree in manifest.state.items()}
+        facts = (manifest := read_manifest(found.path)).facts
+        counts = {name: sum(1 for _ in tensor_names(tree)) for name, tree in manifest.state.items()}
     else:
         _patience(found.path)
-        checkpoint = load_checkpoint(found.path, allow=allow, quiet=True)
+        checkpoint = load_checkpoint(found.path, quiet=True, **reading)
         facts, notes, counts = checkpoint.facts, checkpoint.notes, dict.fromkeys(checkpoint.state, 0)
-    where, code = facts.get("metadata") or {}, facts.get("code") or {}
-    print(f"{found.path}  {describe(facts)}")
+    print(_safe(f"{found.path}  {describe(facts)}"))
     for key, text in {
-        "form": "; ".join(notes),
-        "saved": (facts.get("timestamp") or "").replace("T", " "),
-        "stage": f"{where['stage']}" + (f" of run {where['run']}" if where.get("run") else "") if where.get("stage") else "",
-        "code": ", ".join([*map(str, filter(None, [code.get("module")])),
-                           *(f"{package} {version}" for package, version in (code.get("versions") or {}).items()),
-                           *([f"commit {code['git']['commit'][:10]}"] if code.get("git") else [])]),
-        "state": ", ".join(part + (f" ({count} tensor{'s' * (count > 1)})" if count else "") for part, count in counts.items()),
-        "size": _size(_weigh(found.path)),
-        "model": str(facts.get("model_config") or ""),
+        "form": "; ".join(notes), **about(facts), "size": _size(_weigh(found.path)),
+        "state": ", ".join(f"{name} ({count:,} tensor{'s' * (count > 1)})" if count else name
+                           for name, count in counts.items()),
         "config": "" if not facts.get("config") else "--config shows it",
     }.items():
-        if text: print(f"  {key:6} {text}")
+        if text: print(f"  {key:6} {_safe(text)}")
     if whole and facts.get("config"):
         import yaml
-        print(yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True), end="")
+        plain = json.loads(json.dumps(facts["config"], default=str))  # tuples and the like, which safe YAML has not
+        for line in yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines(): print(_safe(line))
 
 
 @verb("checkpoint verify", "CHECKPOINT … | RUN …", "compare every byte with what was written")
@@ -308,14 +310,18 @@ def _checkpoint_verify(words: Words) -> int:
     names, wrong = [words.take("a checkpoint or a run"), *words.rest()], 0
     for name in names:
         try: paths = [step_path(folder, step) for folder in places(name) for step in steps(folder)]
-        except CheckpointError: paths = [select(name).path]
+        except CheckpointError:
+            found = select(name)
+            if not found.ours:
+                raise CheckpointError(f"{_safe(found.path)}  is not in trainbook's own form, which verify is for; "
+                                      "it has no hashes to compare with") from None
+            paths = [found.path]
         for path in paths:
             if path.is_dir(): _patience(path)
             try: check_step(path)
             except Damaged as error:
-                print(f"DAMAGED {error}", file=sys.stderr)
-                wrong += 1
-            else: print(f"{path}  every byte as written, {_size(_weigh(path))}", flush=True)
+                print(_safe(f"DAMAGED {error}"), file=sys.stderr); wrong += 1
+            else: print(_safe(f"{path}  every byte as written, {_size(_weigh(path))}"), flush=True)
     return 1 if wrong else 0
 
 
@@ -327,26 +333,26 @@ def _checkpoint_export(words: Words) -> None:
     plain_path(file)
     _patience(select(name).path)
     path = export_checkpoint(load_checkpoint(name), file)
-    print(f"{path}  {_size(path.stat().st_size)}")
+    print(_safe(f"{path}  {_size(_weigh(path))}"))
 
 
-@verb("checkpoint import", "FILE [FOLDER] [--allow NAME …]", "a checkpoint of another program becomes one of ours")
+@verb("checkpoint import", "FILE [FOLDER] [--allow NAME …] [--part NAME]", "one of another program becomes ours")
 def _checkpoint_import(words: Words) -> None:
     from trainbook.checkpoint import import_checkpoint
-    allow, file = _several(words, "--allow"), Path(words.take("a file or a folder"))
+    reading, file = _reading(words), Path(words.take("a file or a folder"))
     folder = Path(words.take("a folder", file.name.partition(".")[0] + "-imported")); words.done()
     if file.exists(): _patience(file)
-    found = import_checkpoint(file, folder, allow)
-    print(f"{file} → {folder}: {', '.join(found.state)}")
-    for note in found.notes: print(f"  {note}")
+    found = import_checkpoint(file, folder, **reading)
+    print(_safe(f"{file} → {folder}: {', '.join(found.state)}"))
+    for note in found.notes: print(f"  {_safe(note)}")
 
 
-@verb("checkpoint compare", "A B [--allow NAME …]", "two checkpoints side by side: what they say, settings, weights")
+@verb("checkpoint compare", "A B [--allow NAME …] [--part NAME]", "two side by side: words, settings, weights")
 def _checkpoint_compare(words: Words) -> None:
     from trainbook.compare import compare
     from trainbook.load import load_checkpoint
-    allow, names = _several(words, "--allow"), [words.take("a checkpoint"), words.take("a second checkpoint")]; words.done()
-    print(compare(*(load_checkpoint(name, allow=allow) for name in names)))
+    reading, names = _reading(words), [words.take("a checkpoint"), words.take("a second checkpoint")]; words.done()
+    print(compare(*(load_checkpoint(name, **reading) for name in names)))
 
 # %% ../nbs/46_cli.ipynb #cd7fd808
 def main(words: list[str] | None = None) -> int:
@@ -361,23 +367,21 @@ def main(words: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         if (code := _exit_code(error)) is None: raise
-        print(f"trainbook {' '.join(words[:1])}: {error}" if isinstance(error, (UsageError, OSError)) else error,
-              file=sys.stderr)
+        text = f"trainbook {' '.join(words[:1])}: {error}" if isinstance(error, (UsageError, OSError)) else str(error)
+        for line in text.splitlines(): print(_safe(line), file=sys.stderr)
         return code
 
 
 def _main(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         import trainbook
-        print(f"trainbook {trainbook.__version__}")
-        return 0
+        print(f"trainbook {trainbook.__version__}"); return 0
     if words[:1] == ["help"]: words = [*words[1:], "--help"]
     if not words or words[0] in ("--help", "-h"): print(usage()); return 0
     name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
     behind = words[len(name.split()):]
     if {"--help", "-h"} & set(behind) and any(f"{known} ".startswith(f"{name} ") for known in VERBS):
-        print(usage(name))
-        return 0
+        print(usage(name)); return 0
     if name not in VERBS:
         from trainbook.source import near
         inner = [known.split()[1] for known in VERBS if known.startswith(name + " ")]
@@ -389,7 +393,7 @@ def _main(words: list[str]) -> int:
     sys.path.insert(0, "")  # a model of the user's own lies in the current folder, as with `python script.py`
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *where: print(f"warning: {_safe(message)}", file=sys.stderr)
         return VERBS[name].run(Words(behind)) or 0
 
 
@@ -407,8 +411,7 @@ def _exit_code(error: Exception) -> int | None:
 
 def usage(name: str = "") -> str:
     "The help text: of one verb, or of all."
-    chosen = ({known: v for known, v in VERBS.items() if known == name or known.startswith(name + " ")}
-              if name else VERBS)
+    chosen = {known: v for known, v in VERBS.items() if not name or f"{known} ".startswith(f"{name} ")}
     wide = max((len(known) for known in chosen), default=0)
     if name and chosen: return "\n".join(f"trainbook {known} {v.usage}\n    {v.about}" for known, v in chosen.items())
     lines = [f"  {known:{wide}}  {v.about}" for known, v in VERBS.items()]

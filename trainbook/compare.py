@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 
+from .pickled import listed, shown
 from .source import dotted, spell
 from .stepfolder import Checkpoint
 
 # %% auto #0
-__all__ = ['Moved', 'Comparison', 'compare']
+__all__ = ['Moved', 'Comparison', 'compare', 'about']
 
 # %% ../nbs/34_compare.ipynb #259e69f7
 # Map of this module, top to bottom:
 #   Moved                  how far one tensor is from the other
 #   Comparison, compare    facts, settings and weights of two checkpoints, as a table
+#   about                  what one checkpoint says of itself, in words
 
 # %% ../nbs/34_compare.ipynb #1bdb9834
 class Moved(NamedTuple):
@@ -38,11 +41,11 @@ class Comparison(NamedTuple):
     shapes: dict[str, tuple]            # weights whose shapes differ
 
     def __repr__(self) -> str:
-        sections = [f"A  {self.paths[0]}\nB  {self.paths[1]}"]
+        sections = ["\n".join(f"{letter}  {shown(path, 4096)}" for letter, path in zip("AB", self.paths))]
         for title, rows in (("what they say", self.facts), ("settings", self.settings), ("shapes", self.shapes)):
             if rows: sections.append(_rows(title, [(key, _short(a), _short(b)) for key, (a, b) in rows.items()]))
         for letter, names in zip("AB", self.only):
-            if names: sections.append(f"only in {letter}: {_some(names)}")
+            if names: sections.append(f"only in {letter}: {listed(names, 8)}")
         sections.append(self._weights())
         return "\n\n".join(sections)
 
@@ -50,17 +53,16 @@ class Comparison(NamedTuple):
         far = [(moved.name, f"{moved.by:.3g}", str(moved.shape)) for moved in self.moved if moved.by]
         same = len(self.moved) - len(far)
         text = _rows(f"weights: {len(far)} of {len(self.moved)} differ, farthest first", far[:15]) if far else (
-            f"weights: all {len(self.moved)} in both are equal" if self.moved else "weights: none in both")
+            f"weights: all {same} in both are equal" if same else "weights: none in both")
         return text + (f"\n  … {len(far) - 15} more" if len(far) > 15 else "") + (
-            f"\n  equal: {_some([moved.name for moved in self.moved if not moved.by])}" if far and same else "")
+            f"\n  equal: {listed([moved.name for moved in self.moved if not moved.by], 8)}" if far and same else "")
 
 
 def _rows(title: str, rows: list[tuple]) -> str:
+    "A table, in which words out of a file cannot command a terminal."
+    rows = [tuple(shown(cell) for cell in row) for row in rows]
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n  ".join([title, *("  ".join(f"{cell:{width}}" for cell, width in zip(row, wide)).rstrip() for row in rows)])
-
-
-def _some(names: list[str]) -> str: return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return "\n  ".join([title, *("  ".join(map(str.ljust, row, wide)).rstrip() for row in rows)])
 
 
 def _short(value: Any) -> str:
@@ -73,9 +75,8 @@ _TELLING = ("step", "epoch", "timestamp", "version", "monitor", "metric", "metad
 
 def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
     "Everything in which two checkpoints differ."
-    facts = [{**_leaves({key: one.facts[key] for key in _TELLING if one.facts.get(key) is not None}),
-              **(one.facts.get("metrics") or {})} for one in (a, b)]
-    settings = [_leaves(one.facts.get("config") or {}) for one in (a, b)]
+    facts = [{**_leaves(_telling(one.facts)), **_leaves(one.facts.get("metrics"))} for one in (a, b)]
+    settings = [_leaves(one.facts.get("config")) for one in (a, b)]
     mine, theirs = (_tensors(one.state.get("model")) for one in (a, b))
     both = [name for name in mine if name in theirs]
     return Comparison(
@@ -87,25 +88,66 @@ def compare(a: Checkpoint, b: Checkpoint) -> Comparison:
          for name in both if mine[name].shape != theirs[name].shape})
 
 
+def _telling(facts: dict) -> dict[str, Any]:
+    "What a checkpoint says of itself; what its metadata repeat is said once."
+    told = {key: facts[key] for key in _TELLING if facts.get(key) is not None}
+    if not isinstance(about := told.get("metadata"), dict): return told
+    said = [_plain(facts.get(key)) for key in ("timestamp", "code", "arch", "stage", "version")]
+    about = {key: value for key, value in about.items() if value is None or _plain(value) not in said}
+    return {**told, "metadata": about} if about else {key: told[key] for key in told if key != "metadata"}
+
+
 def _moved(name: str, a: torch.Tensor, b: torch.Tensor) -> Moved:
-    if torch.equal(a, b): return Moved(name, 0.0, tuple(a.shape))
     kind = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
-    a, b = a.to(kind), b.to(kind)
-    by = float((a - b).norm() / a.norm().clamp_min(1e-12) if a.norm() else (a - b).norm())
+    try:
+        if a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b)): return Moved(name, 0.0, tuple(a.shape))
+        a, b = a.to(kind), b.to(kind)
+        by = float((a - b).norm() / a.norm().clamp_min(1e-12) if a.norm() else (a - b).norm())
+    except RuntimeError: by = float("inf")  # numbers that torch stores and cannot read, of four bits for instance
     return Moved(name, by if by == by else float("inf"), tuple(a.shape))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _tensors(weights: Any) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict): return {}
-    return {str(name): value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    return {str(name): value.to_dense() if value.layout != torch.strided else value
+            for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
 def _leaves(values: Any, path: tuple = ()) -> dict[str, Any]:
-    "A nest as {dotted path: value}."
-    if not isinstance(values, dict) or not values: return {dotted(path): values} if path else {}
-    return {key: leaf for name, value in values.items() for key, leaf in _leaves(value, (*path, str(name))).items()}
+    "A nest as {dotted path: value}; tensors and arrays become lists."
+    if isinstance(values, dict) and (values or not path):
+        return {key: leaf for name, value in values.items()
+                for key, leaf in _leaves(value, (*path, str(name))).items()}
+    return {dotted(path) or "(all)": _plain(values)} if path or values is not None else {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)): return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor): value = value.detach().to_dense() if value.layout != torch.strided else value
+    return value.tolist() if isinstance(value, (torch.Tensor, numpy.ndarray, numpy.generic)) else value
 
 
 def _differing(a: dict, b: dict) -> dict[str, tuple]:
     there = {key: (a.get(key, "(not set)"), b.get(key, "(not set)")) for key in {**a, **b}}
     return {key: pair for key, pair in there.items() if pair[0] != pair[1] and spell(pair[0]) != spell(pair[1])}
+
+# %% ../nbs/34_compare.ipynb #e0471e96
+def about(facts: dict) -> dict[str, str]:
+    "What a checkpoint says of itself, in words: when it was saved, of which run, by which code, of which model."
+    where, code = _inner(facts, "metadata"), _inner(facts, "code")
+    stage, run, commit = where.get("stage"), where.get("run"), _inner(code, "git").get("commit")
+    return {"saved": str(facts.get("timestamp") or "").replace("T", " "),
+            "stage": f"{stage}" + (f" of run {run}" if run else "") if stage else "",
+            "code": ", ".join([*([str(code["module"])] if code.get("module") else []),
+                               *(f"{package} {version}" for package, version in _inner(code, "versions").items()),
+                               *([f"commit {str(commit)[:10]}"] if commit else [])]),
+            "model": str(facts.get("model_config") or "")}
+
+
+def _inner(facts: dict, key: str) -> dict:
+    "A mapping in a mapping; whatever else stands there is none."
+    return facts[key] if isinstance(facts.get(key), dict) else {}

@@ -19,18 +19,20 @@ import numpy
 import torch
 
 from .lock import sync, sync_folder
-from .pickled import NotPlain, known, listed, load_plain, shown, wants
+from .pickled import (Keeper, NotPlain, count, has_bytes, known, listed, load_plain, number, shown, torch_only,
+                               wants)
+from .state import SAFETENSORS
 from .stepfolder import Checkpoint
-from .tensorfile import CheckpointError, read_tensors, write_tensors
+from .tensorfile import CheckpointError, Damaged, read_tensors, write_tensors
 
 # %% auto #0
-__all__ = ['PLAIN_FILES', 'wanted', 'read_foreign', 'export_checkpoint', 'plain_path']
+__all__ = ['PLAIN_FILES', 'is_ours', 'wanted', 'read_foreign', 'export_checkpoint', 'plain_path']
 
 # %% ../nbs/27_foreign.ipynb #fcc64561
 # Map of this module, top to bottom:
 #   _open, _kind      a file, and what it is by its first bytes
 #   _load             one file as plain data, or the reason why not
-#   _folder           a folder of Hugging Face or Accelerate
+#   is_ours, _folder  a checkpoint of ours; a folder of Hugging Face or Accelerate
 #   _Sorter           keys → parts of a state, facts, and what was not understood
 #   wanted            the names that a file wants
 #   read_foreign      a checkpoint that others wrote
@@ -86,12 +88,27 @@ def _load(path: Path, allow: set[str], follow: bool = True) -> tuple[Any, str]:
     "What is in one file, as plain data, and the form of the file."
     with _open(path, follow) as file:
         kind = _kind(file, path)
-        if kind == "safetensors file": return read_tensors(path.resolve() if path.is_symlink() else path), kind
+        if kind == "safetensors file":
+            try: return read_tensors(path.resolve() if path.is_symlink() else path), kind
+            except Damaged:
+                if not (strange := _strange_dtypes(file)): raise
+                raise CheckpointError(f"{path} has tensors of dtype {listed(strange)}, which is not supported; "
+                                      f"accepted are {', '.join(SAFETENSORS.values())}") from None
         try:
             names, module = wants(file)
             _check(names, module, allow, path)
             return load_plain(file, names), kind
         except NotPlain as error: raise CheckpointError(f"{path} {error}") from None
+
+
+def _strange_dtypes(file: BinaryIO) -> list[str]:
+    "The dtypes in the header of a safetensors file that are not read here."
+    file.seek(0)
+    try:
+        header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 100 << 20)))
+        found = {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError): return []
+    return sorted(name for name in found - set(SAFETENSORS.values()) if re.fullmatch(r"[A-Z]+[A-Z0-9_]*", name))
 
 
 def _check(names: list[str], module: bool, allow: set[str], path: Path) -> None:
@@ -119,11 +136,21 @@ _BESIDE = {"optimizer.pt": "optimizer", "optimizer.bin": "optimizer", "scheduler
            "scheduler.bin": "scheduler", "scaler.pt": "scaler"}
 
 
+def is_ours(path: str | Path) -> bool:
+    "Whether a folder has the manifest.json of a checkpoint of ours, be it damaged, and not that of another program."
+    path = Path(path)/"manifest.json"
+    if not os.path.lexists(path): return False
+    try:
+        with _open(path, follow=False) as file: found = json.loads(file.read(256 << 20))
+    except (CheckpointError, ValueError, RecursionError): return True
+    return isinstance(found, dict) and len({"step", "files", "state", "self"} & set(found)) > 2
+
+
 def _folder(path: Path, allow: set[str]) -> tuple[dict, str, list[str]]:
     "A folder as the dict that a file would hold, its form, and the names of what was not used."
     names = sorted(entry.name for entry in os.scandir(path))
     found = next((name for name in _WEIGHTS if name in names), None)
-    if "manifest.json" in names: raise CheckpointError(f"{path} is a checkpoint of trainbook itself; use read_step")
+    if is_ours(path): raise CheckpointError(f"{path} is a checkpoint of trainbook itself; use read_step")
     if ".metadata" in names:
         raise CheckpointError(f"{path} is a folder of torch.distributed.checkpoint, which runs code when it is read; "
                               "where you made it, run: python -m torch.distributed.checkpoint.format_utils "
@@ -199,19 +226,18 @@ _PARTS = [  # part, how it looks, what it is called
     ("scaler", _mapping, "scaler_state_dict scaler grad_scaler amp_scaler MixedPrecision MixedPrecisionPlugin "
                          "native_amp_scaling_state")]
 _FACTS = [
-    ("epoch", "number", "epoch current_epoch epochs"), ("metric", "number", "metric"),
-    ("step", "number", "step global_step total_steps iteration iter steps num_updates"),
+    ("epoch", "number", "epoch current_epoch epochs"),
+    ("step", "count", "step global_step total_steps iteration iter steps num_updates"),
     ("config", "plain", "config cfg args opt opts options hparams"),
     ("model_config", "plain", "model_config hyper_parameters model_args model_kwargs"),
-    *((key, "plain", key) for key in ("arch", "stage", "metadata", "version", "timestamp", "code"))]
+    ("metadata", "mapping", "metadata"), ("code", "mapping", "code"), ("timestamp", "text", "timestamp"),
+    *((key, "plain", key) for key in ("arch", "stage", "version"))]
+_FORMS = {"number": lambda value: number(value, finite=True), "count": count, "plain": lambda value: value,
+          "mapping": lambda value: value if isinstance(value, dict) else None,
+          "text": lambda value: value if isinstance(value, str) else None}
+_CARRIED = {"timestamp": "saved", "code": "code", "arch": "arch", "stage": "stage", "version": "version"}
 _METRIC = re.compile(r"(best|val|valid|test|train|eval)_\w+|\w*loss|acc\d?|accuracy|auc|f1|map", re.I)
 _PREFIXES = ("module.", "_orig_mod.")
-
-
-def _number(value: Any) -> int | float | None:
-    "A number, also one that is kept in a tensor or an array."
-    if isinstance(value, (torch.Tensor, numpy.ndarray)) and numpy.prod(value.shape) == 1: value = value.item()
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _there(value: Any) -> bool:
@@ -229,14 +255,17 @@ class _Sorter:
             raise CheckpointError(f"{path} has nothing that looks like weights; it holds a {type(content).__name__}")
         self.left = {key: value for key, value in content.items() if _there(value)}
         if part is not None: self.take_named(part)
-        for name, fits, keys in _PARTS: self.take_part(name, fits, keys.split())
+        self.own = {"version", "metadata"} <= set(content) and any("_state_dict" in str(key) for key in content)
+        for name, fits, keys in _PARTS: self.take_part(name, fits, keys.split()[:1] if self.own else keys.split())
         self.find_weights(content)
         for key in [key for key in self.left if isinstance(key, str) and key.endswith("_state_dict")]:
             name = key.removesuffix("_state_dict").lstrip("$")
             if isinstance(self.left[key], dict) and name and name not in self.state:
                 self.state[name] = self.left.pop(key)
-        for name, form, keys in _FACTS: self.take_fact(name, form, keys.split())
+        for name, form, keys in _FACTS: self.take_fact(name, form, keys.split()[:1] if self.own else keys.split())
         self.take_metrics()
+        if self.own: self.take_rest()
+        self.carry()
         for name, value in self.state.items(): self.state[name] = self.stripped(name, value)
 
     def take_named(self, part: str) -> None:
@@ -267,23 +296,43 @@ class _Sorter:
             self.notes.append(f"the weights are {shown(found[0])}, the only thing that looks like weights")
         elif found:
             raise CheckpointError(f"{self.path} has several weights ({listed(found)}); "
-                                  f"name one: part={shown(found[0])!r}")
+                                  f"name one: part={shown(found[0])!r}, in a shell --part {shown(found[0])}")
         else:
             raise CheckpointError(f"{self.path} has nothing that looks like weights; it holds {listed(content)}")
 
     def take_fact(self, name: str, form: str, keys: list[str]) -> None:
         for key in keys:
-            value = self.left.get(key)
-            if form == "number": value = _number(value)
+            value = _FORMS[form](self.left.get(key))
             if value is not None and name not in self.facts: self.facts[name] = value; del self.left[key]
 
     def take_metrics(self) -> None:
         metrics, told = {}, self.left.get("metrics")
-        if isinstance(told, dict) and all(_number(value) is not None for value in told.values()):
-            metrics |= {str(key): _number(value) for key, value in self.left.pop("metrics").items()}
+        if isinstance(told, dict) and all(number(value) is not None for value in told.values()):
+            metrics |= {str(key): number(value) for key, value in self.left.pop("metrics").items()}
         for key in [key for key in self.left if isinstance(key, str) and _METRIC.fullmatch(key)]:
-            if (value := _number(self.left[key])) is not None: metrics[key] = value; del self.left[key]
+            if (value := number(self.left[key])) is not None: metrics[key] = value; del self.left[key]
+        if (value := number(self.left.get("metric"))) is not None and "metric" not in metrics:
+            (self.facts if self.own else metrics)["metric"] = value  # in a file of ours, one of them said twice
+            del self.left["metric"]
         if metrics: self.facts["metrics"] = metrics
+
+    def take_rest(self) -> None:
+        "Of a file that we exported: all else is a part of the state, and a number is a metric."
+        for key, value in [(key, value) for key, value in self.left.items() if isinstance(key, str)]:
+            if number(value) is not None: self.facts.setdefault("metrics", {})[key] = number(value)
+            elif isinstance(value, (dict, list, tuple, torch.Tensor, numpy.ndarray)) and key[:1] not in ("", "$"):
+                self.state.setdefault(key, value)
+            else: continue
+            del self.left[key]
+
+    def carry(self) -> None:
+        "What an import would write anew is kept in the metadata."
+        there = self.facts.get("metadata", {})
+        for key, word in _CARRIED.items():
+            if key not in self.facts or self.own and key == "version": continue
+            while word in there: word += "_before"
+            there = {**there, word: self.facts[key]}
+        if there: self.facts["metadata"] = there
 
     def stripped(self, name: str, value: Any) -> Any:
         "Weights without the prefixes that DataParallel and torch.compile put before every name."
@@ -309,25 +358,28 @@ def read_foreign(path: str | Path, allow: Iterable[str] = (), part: str | None =
     path, allow, beside = Path(path), {allow} if isinstance(allow, str) else set(allow), []
     if path.is_dir(): content, form, beside = _folder(path, allow)
     else: content, form = _load(path, allow)
-    found = _Sorter(content, path, part)
+    keep, found = Keeper(), _Sorter(content, path, part)
+    state, facts = keep(found.state), keep(found.facts, lists=True)
+    if not _weights(state.get("model")):
+        raise CheckpointError(f"{path} has no weights that can be kept; {keep.note()[0]}")
     version = found.left.pop("pytorch-lightning_version", None)
     if version is not None: form = f"Lightning checkpoint of {shown(version)} ({form})"
     elif _weights(content): form = f"state dict ({form})"
     elif _optimizer(content.get("opt")): form = f"fastai checkpoint ({form})"
     unused = [*found.left, *beside]
-    return Checkpoint(found.state, found.facts, path,
-                      [form, *found.notes, *([f"unused: {listed(unused, 40)}"] if unused else [])])
+    return Checkpoint(state, facts, path,
+                      [form, *found.notes, *keep.note(), *([f"unused: {listed(unused, 40)}"] if unused else [])])
 
 # %% ../nbs/27_foreign.ipynb #379e6dcd
 def export_checkpoint(checkpoint: Checkpoint, path: str | Path, replace: bool = False) -> Path:
-    "One file in the familiar form: .pth, .pt, .tar, .ckpt all of it, .safetensors the weights only."
+    "One file in the familiar form: .safetensors the weights only, .pth, .pt, .tar, .ckpt, .bin all of it."
     path = plain_path(path, replace)
     beside = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        if path.suffix == ".safetensors": write_tensors(beside, _bare_weights(checkpoint))
+        if path.suffix.lower() == ".safetensors": write_tensors(beside, _bare_weights(checkpoint, path))
         else:
             with open(beside, "xb") as file:
-                torch.save(_plain({key: value for key, value in checkpoint.items() if key not in _OUR_OWN}), file)
+                torch.save(torch_only({key: value for key, value in checkpoint.items() if key not in _OUR_OWN}), file)
                 file.flush()
                 sync(file.fileno())
             if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(beside):
@@ -339,35 +391,30 @@ def export_checkpoint(checkpoint: Checkpoint, path: str | Path, replace: bool = 
 
 
 _OUR_OWN = ("kept", "monitor", "position")  # of use only where they were written
-PLAIN_FILES = (".pth", ".pt", ".tar", ".ckpt", ".safetensors")
+PLAIN_FILES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")
 
 
 def plain_path(path: str | Path, replace: bool = False) -> Path:
     "The path, if a plain file may be written there."
     path = Path(path).expanduser()
-    if path.suffix not in PLAIN_FILES:
+    if path.suffix.lower() not in PLAIN_FILES:
         raise CheckpointError(f"{path}  expected a name that ends in {', '.join(PLAIN_FILES)}")
+    if not path.parent.is_dir(): raise CheckpointError(f"{path}  there is no folder {path.parent}; make it first")
     if os.path.lexists(path) and not replace:
         raise CheckpointError(f"{path} exists already; choose another name, or move it away")
     return path
 
 
-def _bare_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _bare_weights(checkpoint: Checkpoint, path: Path) -> dict[str, torch.Tensor]:
     "The weights; one that has two names is there under the first."
     weights = checkpoint.get("model_state_dict")
     if not isinstance(weights, dict): raise CheckpointError(f"{checkpoint.path}  has no weights to export")
     first = {}
     for name, tensor in weights.items():
-        if isinstance(tensor, torch.Tensor): first.setdefault(id(tensor), (name, tensor))
+        if not isinstance(tensor, torch.Tensor): continue
+        if tensor.dtype not in SAFETENSORS or not has_bytes(tensor):
+            kind = str(tensor.dtype if has_bytes(tensor) else tensor.layout).removeprefix("torch.")
+            raise CheckpointError(f"{path}  {shown(name)} is {kind}, which safetensors has no word for; "
+                                  "export to .pth, which keeps it")
+        first.setdefault(id(tensor), (name, tensor))
     return dict(first.values())
-
-
-def _plain(value: Any) -> Any:
-    "What weights_only can read back: NumPy's numbers and arrays become Python's and torch's, sets become lists."
-    if isinstance(value, dict): return type(value)((_plain(key), _plain(inner)) for key, inner in value.items())
-    if isinstance(value, (list, tuple)): return type(value)(_plain(item) for item in value)
-    if isinstance(value, set): return sorted(value, key=repr)
-    if isinstance(value, complex): return [value.real, value.imag]
-    if hasattr(value, "dtype") and not isinstance(value, torch.Tensor):
-        return torch.from_numpy(value.copy()) if getattr(value, "shape", ()) else value.item()
-    return value

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .config import Config
-from .foreign import read_foreign
+from .foreign import is_ours, read_foreign
 from .lock import read_small
+from .pickled import shown
 from .registry import build, find
 from .run import Run, RunError, branch_points, find_run
 from .source import ConfigError, near
@@ -158,7 +159,7 @@ _ACCEPTED = "accepted are a path, RUN, RUN/STAGE, and @latest, @best, @final, @1
 
 def _at(path: Path) -> Found:
     "What lies at a path that exists."
-    if path.is_dir() and (step_of(path) is not None or (path/"manifest.json").exists()): return Found(path, True, False)
+    if path.is_dir() and (step_of(path) is not None or is_ours(path)): return Found(path, True, False)
     if path.is_dir() and (steps(path) or (path/"run.json").exists()): return _in(path, Word("latest"), str(path))
     return Found(path, False, False)  # whatever it is, somebody else made it
 
@@ -249,8 +250,8 @@ def load_checkpoint(name: str | Path | int, only: Iterable[str] | None = None, a
     else: checkpoint = read_latest(found.path.parent, only) if found.may_go_back else read_step(found.path, only)
     if not quiet:
         if str(checkpoint.path) != str(name):
-            print(f"{name} → {checkpoint.path}: {describe(checkpoint.facts)}", file=sys.stderr)
-        for note in checkpoint.notes: print(f"  {note}", file=sys.stderr)
+            print(shown(f"{name} → {checkpoint.path}: {describe(checkpoint.facts)}", 4096), file=sys.stderr)
+        for note in checkpoint.notes: print(f"  {shown(note, 4096)}", file=sys.stderr)
     return checkpoint
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
 import mmap
 import os
 import pickletools
@@ -17,6 +18,8 @@ import zipfile
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
+from operator import mul
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -24,7 +27,7 @@ import numpy
 import torch
 
 # %% auto #0
-__all__ = ['NotPlain', 'shown', 'listed', 'known', 'wants', 'load_plain']
+__all__ = ['NotPlain', 'shown', 'listed', 'known', 'wants', 'load_plain', 'has_bytes', 'number', 'count', 'Keeper', 'torch_only']
 
 # %% ../nbs/23_pickled.ipynb #8e21d396
 # Map of this module, top to bottom:
@@ -32,6 +35,7 @@ __all__ = ['NotPlain', 'shown', 'listed', 'known', 'wants', 'load_plain']
 #   known                        names that are harmless, and what stands in for them
 #   wants                        the names that a file wants beyond torch's own, read and not run
 #   load_plain                   stand-ins for names, torch.load(weights_only=True), plain data
+#   has_bytes, number, count, Keeper, torch_only    what of it a checkpoint of ours can keep, and a file for others
 
 # %% ../nbs/23_pickled.ipynb #306227e8
 class NotPlain(ValueError):
@@ -91,12 +95,12 @@ def _scalar(dtype: Counter, data: bytes) -> Any: return numpy.ndarray((), _dtype
 
 
 def _array(kept: _Kept) -> Any:
-    "An array of numbers; one of text becomes lists."
+    "An array of numbers or text, of the size that it claims."
     shape, dtype, fortran, data = kept.state[-4:]
     dtype = _dtype(dtype)
     array = numpy.ndarray(shape, dtype, data, order="F" if fortran else "C")
     if array.nbytes != len(data): raise ValueError("an array does not have the size that it claims")
-    return array.tolist() if dtype.kind in "SU" else array.astype(dtype.newbyteorder("="))
+    return array.astype(dtype.newbyteorder("="))
 
 
 def _datetime(data: bytes, zone: float | None = None) -> str:
@@ -237,32 +241,44 @@ _MOST_VALUES = 10_000_000
 
 
 class _Plain:
-    "Turns what was loaded into plain data; `most` bytes may be claimed by one tensor."
+    "Turns what was loaded into plain data; `most` bytes may be claimed by all tensors together."
 
-    def __init__(self, most: int): self.most, self.count, self.done, self.inside = most, 0, {}, set()
+    def __init__(self, most: int):
+        self.most, self.bytes, self.count = most, 0, 0
+        self.done, self.inside, self.views = {}, set(), set()
+
+    def values(self, count: int) -> None:
+        self.count += count
+        if self.count > _MOST_VALUES: raise ValueError("it claims more values than are believed")
+
+    def claim(self, count: int) -> None:
+        self.bytes += count
+        if self.bytes > self.most: raise ValueError(f"it claims {self.bytes:,} bytes, more than the file has")
 
     def __call__(self, value: Any) -> Any:
         kind = type(value)
-        self.count += 1
-        if self.count > _MOST_VALUES: raise ValueError("it claims more values than are believed")
+        self.values(1)
         if value is None or kind in (bool, int, float, complex, str, bytes): return value
         if isinstance(value, torch.Tensor): return self.tensor(value)
         if isinstance(value, type): return getattr(value, "stands_for", value.__name__)
         if kind in (list, tuple, torch.Size, set, dict, OrderedDict, Counter): return self.container(value)
-        if kind is bytearray: return bytes(value)
+        if kind is bytearray: self.claim(len(value)); return bytes(value)
         return str(value) if kind in (torch.dtype, torch.device, torch.layout) else kind.__name__
 
     def tensor(self, value: torch.Tensor) -> torch.Tensor:
-        if value.layout == torch.strided and value.nbytes > self.most:
-            raise ValueError(f"a tensor claims {value.nbytes:,} bytes, more than the file has")
+        "A tensor without its history; the same view of the same bytes is counted once."
+        if value.layout == torch.strided:
+            view = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(),
+                    value.dtype)
+            if view not in self.views: self.claim(value.nbytes)
+            self.views.add(view)
         return value if type(value) is torch.Tensor and not value.requires_grad else value.detach()
 
     def container(self, value: Any) -> Any:
         "What is shared stays shared, and is counted as often as it is seen; what holds itself is refused."
         if id(value) in self.done:
             there, count = self.done[id(value)]
-            self.count += count
-            if self.count > _MOST_VALUES: raise ValueError("it claims more values than are believed")
+            self.values(count)
             return there
         if id(value) in self.inside: raise ValueError("something in it holds itself, which no plain data can")
         self.inside.add(id(value))
@@ -277,9 +293,15 @@ class _Plain:
 
     def mapping(self, value: dict) -> dict: return {self(key): self(inner) for key, inner in value.items()}
 
+    def array(self, value: numpy.ndarray) -> Any:
+        "Numbers stay an array; text becomes lists, and empty rows count too."
+        if value.dtype.kind not in "SU": return value
+        self.values(sum(accumulate(value.shape, mul)))
+        return value.tolist()
+
     def object(self, items: dict, kept: _Kept) -> Any:
         "An object as its attributes and items, or as its only argument."
-        if kept.name.endswith(".multiarray._reconstruct"): return _array(kept)
+        if kept.name.endswith(".multiarray._reconstruct"): return self.array(_array(kept))
         if kept.name == "numpy.dtype": return str(_dtype(items))
         found = dict(items)
         for part in kept.state if isinstance(kept.state, tuple) and len(kept.state) == 2 else (kept.state,):  # slots
@@ -301,6 +323,73 @@ def load_plain(file: BinaryIO, names: Iterable[str]) -> Any:
         with _only(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-        return _Plain(max(os.fstat(file.fileno()).st_size, 1 << 28))(value)
+        return _Plain(max(2 * os.fstat(file.fileno()).st_size, 1 << 28))(value)
     except Exception as error:
         raise NotPlain(f"cannot be read safely: {_reason(error)}") from None
+
+# %% ../nbs/23_pickled.ipynb #250c9e8a
+_GONE, _MOST_LISTED = object(), 1000
+
+
+def has_bytes(value: torch.Tensor | numpy.ndarray) -> bool:
+    "Whether a tensor has plain bytes: not a sparse one, a quantized one, one without data."
+    return isinstance(value, numpy.ndarray) or (
+        value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu")
+
+
+def number(value: Any, finite: bool = False) -> int | float | None:
+    "A number, also one that is kept in a tensor or an array."
+    if isinstance(value, (torch.Tensor, numpy.ndarray)) and has_bytes(value) and math.prod(value.shape) == 1:
+        value = value.item()
+    if type(value) is float: return value if math.isfinite(value) or not finite else None
+    return value if type(value) is int and abs(value) < 10**18 else None
+
+
+def count(value: Any) -> int | None:
+    "A whole number of steps."
+    value = number(value, finite=True)
+    return int(value) if value is not None and 0 <= value < 10**18 and value == int(value) else None
+
+
+class Keeper:
+    "Facts and state as a checkpoint of ours can keep them; `lost` are the names of the others."
+
+    def __init__(self): self.lost, self.room = [], 100 * _MOST_LISTED
+
+    def __call__(self, value: Any, path: str = "", lists: bool = False) -> Any:
+        if isinstance(value, dict):
+            there = {key: self(inner, f"{path}.{key}" if path else str(key), lists) for key, inner in value.items()}
+            return {key: inner for key, inner in there.items() if inner is not _GONE}
+        if isinstance(value, (list, tuple)):
+            there = [self(inner, f"{path}.{i}", lists) for i, inner in enumerate(value)]
+            return type(value)(None if inner is _GONE else inner for inner in there)
+        if not isinstance(value, (torch.Tensor, numpy.ndarray)): return value
+        if not has_bytes(value): return self.leave(path)
+        return self.listed(value, path) if lists else value
+
+    def listed(self, value: torch.Tensor | numpy.ndarray, path: str) -> Any:
+        size = math.prod(max(1, length) for length in value.shape)
+        if size > min(_MOST_LISTED, self.room): return self.leave(path)
+        self.room -= size
+        return value.tolist()
+
+    def leave(self, path: str) -> Any:
+        self.lost.append(path)
+        return _GONE
+
+    def note(self) -> list[str]:
+        if not self.lost: return []
+        return [f"left out: {listed(self.lost)} (sparse, quantized or without data; in a config, more than "
+                f"{_MOST_LISTED:,} numbers)"]
+
+
+def torch_only(value: Any) -> Any:
+    "What `weights_only=True` reads back: NumPy's numbers and arrays become Python's and torch's, sets become lists."
+    if isinstance(value, dict):
+        return type(value)((torch_only(key), torch_only(inner)) for key, inner in value.items())
+    if isinstance(value, (list, tuple)): return type(value)(torch_only(item) for item in value)
+    if isinstance(value, set): return sorted(value, key=repr)
+    if isinstance(value, complex): return [value.real, value.imag]
+    if hasattr(value, "dtype") and not isinstance(value, torch.Tensor):
+        return torch.from_numpy(value.copy()) if getattr(value, "shape", ()) else value.item()
+    return value
