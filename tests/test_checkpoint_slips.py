@@ -21,6 +21,7 @@ from test_faults import failing, is_whole, resealed, state
 
 from trainbook import Config, ConfigError, Run
 from trainbook.checkpoint import CheckpointManager
+from trainbook.foreign import export_checkpoint
 from trainbook.load import listing, load_checkpoint, load_model, read_word
 from trainbook.registry import register
 from trainbook.state import CheckpointError, StateError
@@ -120,7 +121,7 @@ def test_the_guides_own_names_for_the_parts_are_understood(manager):
     (dict(epoch=float("inf")), CheckpointError, "epoch  expected a number"), (dict(step=10 ** 18), StateError, "step  expected a number from 0 to"), (dict(state={"x": 10 ** 5000}), StateError, "the state cannot be kept: "),
     (dict(state={"model": {"__metadata__": torch.ones(2)}}), StateError, "__metadata__  is a name that safetensors keeps"), (dict(state={"x": numpy.longdouble(1)}), StateError, "x  cannot be kept, found longdouble"),
     (dict(state={"x": type("Mine", (dict,), {})(a=1)}), StateError, "x  cannot be kept, found Mine; make it a dict"), (dict(state={"model": {"x": torch.nn.LazyLinear(2).weight}}), StateError, "model.x  cannot be kept, found an uninitialised"),
-    (dict(config={"w": torch.ones(2)}), StateError, "config.w  expected plain data")])
+    (dict(config={"w": torch.ones(2)}), StateError, "config.w  expected plain data"), (dict(metadata=[1]), TypeError, "mapping")])
 def test_slips_are_refused_at_the_call(manager, words, error, message):
     with pytest.raises(error, match=re.escape(message)): manager.save(**{"state": state(2), "step": 2, **words})
     assert manager.steps == [1]
@@ -260,7 +261,7 @@ def test_a_folder_in_place_of_the_manifest_is_damage(manager):
     assert [bool(row["damage"]) for row in listing(manager.dir)] == [False, True]
 
 
-@pytest.mark.parametrize("facts", [{"epoch": {"$import": "os"}}, {"metadata": {"$tensor": "x"}}, {"epoch": {}}, {"epoch": True}, {"timestamp": 5}, {"metrics": [1]}, {"metrics": {"a": 1, "$b": 2}, "kept": [3]}, {"code": 5}, {"metadata": [1]}, {"state": [1]}, {"config": 3}])
+@pytest.mark.parametrize("facts", [{"epoch": {"$import": "os"}}, {"metadata": {"$tensor": "x"}}, {"epoch": {}}, {"epoch": True}, {"timestamp": 5}, {"metrics": [1]}, {"metrics": {"a": 1, "$b": 2}, "kept": [3]}, {"code": 5}, {"metadata": [1]}, {"state": [1]}])
 def test_facts_of_the_wrong_kind_are_damage(manager, facts, capsys):
     manager.save(state(2), 2, wait=True)
     resealed(manager.dir/"step-00000002"/"manifest.json", lambda m: m.update(facts))
@@ -298,6 +299,8 @@ def test_counters_and_default_dicts_stay_what_they_are(manager):
     manager.save({"callbacks": kept}, 2, wait=True)
     found = manager.load().state["callbacks"]
     assert found == kept and [type(value) for value in found.values()] == [type(value) for value in kept.values()] and found["default"]["new"] == [] and found["counter"].most_common(1) == [("l", 2)]
+    export_checkpoint(manager.load(), "plain.pth")
+    assert torch.load("plain.pth", weights_only=True)["callbacks"] == {name: dict(value) for name, value in kept.items()}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
     manager.save({"scheduler": scheduler.state_dict()}, 3, wait=True)
@@ -321,6 +324,9 @@ def test_the_versions_of_modules_come_back(manager):
     manager.save({"model": Migrating().state_dict()}, 2, wait=True)
     fresh = Migrating()
     fresh.load_state_dict(manager.load()["model_state_dict"])
+    assert fresh.weight.item() == 1
+    export_checkpoint(manager.load(), "plain.pth")
+    fresh.load_state_dict(torch.load("plain.pth", weights_only=True)["model_state_dict"])
     assert fresh.weight.item() == 1
 
 

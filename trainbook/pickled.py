@@ -386,7 +386,10 @@ class Keeper:
 def torch_only(value: Any) -> Any:
     "What `weights_only=True` reads back: NumPy's numbers and arrays become Python's and torch's, sets become lists."
     if isinstance(value, dict):
-        return type(value)((torch_only(key), torch_only(inner)) for key, inner in value.items())
+        again = (OrderedDict if type(value) is OrderedDict else dict)(
+            (torch_only(key), torch_only(inner)) for key, inner in value.items())
+        if hasattr(value, "_metadata"): again._metadata = torch_only(value._metadata)  # of model.state_dict()
+        return again
     if isinstance(value, (list, tuple)): return type(value)(torch_only(item) for item in value)
     if isinstance(value, set): return sorted(value, key=repr)
     if isinstance(value, complex): return [value.real, value.imag]

@@ -129,9 +129,24 @@ def steps(folder: str | Path) -> list[int]:
                   if (step := step_of(entry.name)) is not None and entry.is_dir(follow_symlinks=False))
 
 # %% ../nbs/26_stepfolder.ipynb #d6e4f270
+_KINDS = {"epoch": (int, float), "metrics": dict, "kept": list, "timestamp": str, "metadata": dict, "code": dict,
+          "position": int, "monitor": str}
+
+
+def _checked(facts: dict) -> dict:
+    "Facts that are each of the kind that a reader may rely on."
+    for key, kind in _KINDS.items():
+        if facts.get(key) is not None and (not isinstance(facts[key], kind) or isinstance(facts[key], bool)):
+            raise ValueError(f"with {key} {str(facts[key])[:40]!r}")
+    if not all(isinstance(name, str) for name in [*facts["metrics"], *facts["kept"]]): raise ValueError("with odd names")
+    return facts
+
+
 def manifest_text(step: int, facts: dict, tree: dict) -> str:
     "What is known before the files are written, one key a line; StateError for what could not be read back."
     if not 0 <= step < 10 ** 18: raise StateError(f"step  expected a number from 0 to 10^18, found {str(step)[:30]}")
+    try: _checked({"metrics": {}, "kept": [], **facts})
+    except ValueError as error: raise StateError(f"the facts cannot be kept {error}") from None
     told, tensors = split({"version": 1, "step": step, **facts})
     if tensors:
         raise StateError(f"{next(iter(tensors))}  expected plain data, found a tensor; tensors go into the state")
@@ -232,19 +247,10 @@ def _unreadable(path: Path, error: OSError) -> Exception:
     return Damaged(f"{path}  {Path(error.filename or 'a file').name} {why}")
 
 
-_KINDS = {"epoch": (int, float), "metrics": dict, "kept": list, "timestamp": str, "metadata": dict, "code": dict,
-          "config": dict, "model_config": dict, "position": int, "monitor": str}
-
-
 def _facts(manifest: dict) -> dict:
-    "What a manifest tells besides files and state, each of the kind that it must be."
+    "What a manifest tells besides files and state."
     told = {key: value for key, value in manifest.items() if key not in ("files", "self")}
-    facts = {"metrics": {}, "kept": [], **join(told, {})}
-    for key, kind in _KINDS.items():
-        if facts.get(key) is not None and (not isinstance(facts[key], kind) or isinstance(facts[key], bool)):
-            raise ValueError(f"with {key} {str(facts[key])[:40]!r}")
-    if not all(isinstance(name, str) for name in [*facts["metrics"], *facts["kept"]]): raise ValueError("with odd names")
-    return facts
+    return _checked({"metrics": {}, "kept": [], **join(told, {})})
 
 
 def read_step(path: str | Path, only: Iterable[str] | None = None) -> Checkpoint:
