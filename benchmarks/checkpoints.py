@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from trainbook import checkpoint
 from trainbook.checkpoint import CheckpointManager
 
 WIDTH, HEIGHT = 1024, 1024
@@ -64,10 +65,14 @@ def saving(state: dict, folder: Path) -> None:
           f"torch {torch.__version__}, {os.cpu_count()} cores")
     rows = {name: [] for name in ("memcpy", "stall", "total", "torch.save", "torch.save + fsync")}
     manager = CheckpointManager(folder/"ours", save_interval="1 step", keep_last_n=1)
+    deleting, discard = [0.0], checkpoint.discard
+    def timed(path): deleting[0] += seconds(partial(discard, path))
+    checkpoint.discard = timed
     for step in range(ROUNDS + 1):  # the first round warms the buffers
         now = {"memcpy": seconds(lambda: [b.copy_(t) for b, t in zip(room, tensors)])}
         now["stall"] = seconds(partial(manager.save, state, step))
-        now["total"] = now["stall"] + seconds(manager.wait)
+        now["total"] = now["stall"] + seconds(manager.wait) - deleting.pop()  # deleting old ones is in neither figure
+        deleting.append(0.0)
         now["torch.save"] = seconds(lambda: torch_save(state, folder/"theirs.pth", False))
         (folder/"theirs.pth").unlink()
         now["torch.save + fsync"] = seconds(lambda: torch_save(state, folder/"theirs.pth", True))
@@ -77,6 +82,7 @@ def saving(state: dict, folder: Path) -> None:
     tell("training waits", rows["stall"], "torch.save", rows["torch.save"], "≤ 0.25")
     tell("save, hashed, on disk", rows["total"], "torch.save + fsync", rows["torch.save + fsync"], "≤ 1.3")
     manager.close()
+    checkpoint.discard = discard
 
 
 LOAD = """

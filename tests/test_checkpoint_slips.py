@@ -382,3 +382,12 @@ def test_the_current_folder_may_change(manager, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path/"else")
     manager.save(state(2), 2, wait=True)
     assert is_whole(manager.load(), 2) and is_whole(read_step(tmp_path/"c"/"step-00000002"), 2) and json.loads((tmp_path/"c"/"owner.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority belongs to a thread only there")
+def test_the_writer_gives_way_and_the_training_does_not(manager, monkeypatch):
+    nice, real = [], os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *words: (nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())), real(*words))[1])
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    manager.save(state(2), 2, wait=True)
+    assert set(nice) == {min(19, mine + 5)} and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine

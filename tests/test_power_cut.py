@@ -163,7 +163,7 @@ def test_no_power_cut_loses_or_mixes_anything(tmp_path, with_ledger, request):
 is_tmp = lambda path: os.path.basename(path).startswith(".tmp-")
 
 
-def in_place(folder, step, text, files, guard=None):
+def in_place(folder, step, text, files, guard=None, hurry=None):
     "write_step without a rename."
     os.mkdir(final := step_path(folder, step))
     about = {name: write_tensors(final/name, tensors) for name, tensors in files.items()}

@@ -25,13 +25,13 @@ from .ledger import Ledger
 from .load import load_checkpoint, pointer_words, read_pointer
 from .lock import Lock, make_folder, read_small, write_whole
 from .metrics import deciding_metric, direction, of_validation, plain_metrics
-from .run import Run, RunError, branch_points, git_state, versions
+from .run import Run, RunError, branch_points, git_state, main_program, versions
 from .schema import Duration, duration
 from .source import ConfigError, near
 from .state import join
 from .stepfolder import (Checkpoint, apart, check_step, discard, manifest_text, read_manifest, read_step,
                                   set_aside, step_path, steps, sweep, write_step)
-from .tensorfile import CheckpointError, Copies, Damaged
+from .tensorfile import CheckpointError, Copies, Damaged, give_way
 
 # %% auto #0
 __all__ = ['CheckpointManager', 'import_checkpoint']
@@ -71,6 +71,7 @@ class CheckpointManager:
         self._marks = self._tried = dict.fromkeys(_INTERVALS, (0, 0, time.monotonic()))
         self._copies, self._tree, self._error, self._failures = Copies(), None, None, 0
         self._writing: threading.Event | None = None  # set when the writer is done
+        self._awaited = threading.Event()  # set while the training waits for it
         self._looked = self._told_missing = False
 
     # --- saving -----------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ class CheckpointManager:
         done, self._writer_of = threading.Event(), os.getpid()
         self._writing = done  # not Thread.join, which believes that a thread is over when it is interrupted
         def run():
+            give_way()
             try: work(*words)
             except BaseException as error: self._error = error; self._warn(f"the checkpoint was not written: {error}")
             finally: done.set()
@@ -142,7 +144,10 @@ class CheckpointManager:
 
     def wait(self) -> None:
         "Until the save in progress is on the disk. Raises what makes going on pointless."
-        if self._writing and self._writer_of == os.getpid(): self._writing.wait()  # a forked child has no writer
+        if self._writing and self._writer_of == os.getpid():  # a forked child has no writer
+            self._awaited.set()
+            try: self._writing.wait()
+            finally: self._awaited.clear()
         self._writing, error, self._error = None, self._error, None
         if error: raise error
 
@@ -204,7 +209,8 @@ class CheckpointManager:
         sweep(self.dir, ("best", "final", "owner.json", "exports.json", *self._exported))
         self._remember()
         where = self.dir.resolve()
-        about = {"metadata": {"stage": where.name}, "code": {"module": _main(), "git": git_state(), "versions": versions()}}
+        about = {"metadata": {"stage": where.name},
+                 "code": {"module": main_program(), "git": git_state(), "versions": versions()}}
         try: run = Run(where.parent)
         except RunError: run = None
         if run: about["metadata"] |= {"run": run.name, "run_id": run.id, "parent": run.parent}
@@ -282,7 +288,8 @@ class CheckpointManager:
     def _write(self, step: int, text: str, copied: list, final: bool, now: tuple) -> None:
         try:
             for event in copied: event.synchronize()
-            facts = read_manifest(write_step(self.dir, step, text, self._copies.buffers, guard=self._guard)).facts
+            facts = read_manifest(write_step(self.dir, step, text, self._copies.buffers, self._guard,
+                                             self._awaited.is_set)).facts
         except OSError as error: return self._failed(step, error)
         self._failures, self._saved, self._known[step] = 0, step, facts
         self._marks = self._marks | dict.fromkeys(facts["kept"], now)
@@ -395,13 +402,6 @@ def _epoch(epoch: Any) -> float | None:
     if hasattr(epoch, "item"): epoch = epoch.item()
     if epoch is None or type(epoch) in (int, float) and epoch - epoch == 0: return epoch
     raise CheckpointError(f"save  epoch  expected a number, found {epoch!r}")
-
-
-def _main() -> str:
-    "The program that trains: package.module, or the file."
-    main = sys.modules.get("__main__")
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    return spec.name if spec else file or "interactive"
 
 # %% ../nbs/30_checkpoint.ipynb #f564dd4a
 def import_checkpoint(path: str | Path, dir: str | Path, allow: Iterable[str] = (), part: str | None = None) -> Checkpoint:

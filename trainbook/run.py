@@ -26,14 +26,15 @@ from .lock import Lock, holder, read_small, sync_folder, write_whole
 from .source import near
 
 # %% auto #0
-__all__ = ['RunError', 'check_name', 'Run', 'branch_points', 'versions', 'git_state', 'runs', 'cut_short', 'find_run']
+__all__ = ['RunError', 'check_name', 'Run', 'branch_points', 'versions', 'main_program', 'git_state', 'runs', 'cut_short',
+           'find_run']
 
 # %% ../nbs/08_run.ipynb #ab2b4dd6
 # Map of this module, top to bottom:
 #   RunError, check_name    names that may become folders
 #   Run                     create, open; status, story, lineage, size; remove, archive
 #   branch_points           checkpoints that must stay
-#   versions, git_state     what code this is
+#   versions, main_program, git_state    what code this is
 #   runs, find_run          all runs below a folder; one by its name
 
 # %% ../nbs/08_run.ipynb #b073eb2b
@@ -320,6 +321,13 @@ def versions() -> dict[str, str]:
         try: found[package] = metadata.version(package)
         except metadata.PackageNotFoundError: pass
     return found
+
+
+def main_program() -> str:
+    "The program that trains: package.module, or the file."
+    main = sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name if spec else file or "interactive"
 
 
 def git_state() -> dict | None:

@@ -159,7 +159,7 @@ def manifest_text(step: int, facts: dict, tree: dict) -> str:
 
 
 def write_step(folder: str | Path, step: int, text: str, files: dict[str, dict[str, torch.Tensor]],
-               guard: Callable[[], None] | None = None) -> Path:
+               guard: Callable[[], None] | None = None, hurry: Callable[[], bool] | None = None) -> Path:
     "A checkpoint with all its bytes on the disk, or none. An existing one is never touched."
     final = step_path(folder, step)
     if os.path.lexists(final): raise CheckpointError(f"{final} exists already; a checkpoint is never overwritten")
@@ -167,7 +167,7 @@ def write_step(folder: str | Path, step: int, text: str, files: dict[str, dict[s
     beside = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
     os.mkdir(beside)
     try:
-        about = {name: write_tensors(beside/name, tensors) for name, tensors in files.items()}
+        about = {name: write_tensors(beside/name, tensors, hurry) for name, tensors in files.items()}
         _write_manifest(beside/"manifest.json", f'{text},\n "files": {json.dumps(about)}'.encode())
         sync_folder(beside)
         if guard: guard()

@@ -11,7 +11,9 @@ import json
 import math
 import os
 import queue
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,11 +22,12 @@ from .lock import open_regular, sync
 from .state import SAFETENSORS, CheckpointError
 
 # %% auto #0
-__all__ = ['Damaged', 'write_tensors', 'read_tensors', 'Copies']
+__all__ = ['Damaged', 'write_tensors', 'give_way', 'read_tensors', 'Copies']
 
 # %% ../nbs/25_tensorfile.ipynb #8c544564
 # Map of this module, top to bottom:
 #   Damaged                     a file that is not what was written
+#   give_way                    a thread that others go before
 #   write_tensors               tensors into a new file; its size and hash out
 #   read_tensors                tensors out of a file; every byte checked
 #   Copies                      tensors of this instant, in buffers that are used again
@@ -38,13 +41,14 @@ _DTYPES = {name: dtype for dtype, name in SAFETENSORS.items()}
 _PIECE = 4 << 20
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> dict:
-    "Dense CPU tensors into a new file, forced to the disk: {\"bytes\": …, \"sha256\": …}."
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], hurry: Callable[[], bool] | None = None) -> dict:
+    """Dense CPU tensors into a new file, forced to the disk: {"bytes": …, "sha256": …}. While nobody is in a hurry,
+    one thread does it all, so that a training which goes on keeps the other cores."""
     header, size = _header(tensors)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         _reserve(fd, size)
-        with _Digest() as digest:
+        with _Digest(hurry) as digest:
             at = 0
             for block in (memoryview(header), *map(_bytes, tensors.values())):
                 for begin in range(0, len(block), _PIECE):
@@ -58,17 +62,30 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor]) -> dict:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-class _Digest:
-    "sha256 in a thread of its own: the hash and the disk do not wait for each other."
+def give_way() -> None:
+    "This thread yields to the others where processors are few. On Linux a priority belongs to a thread."
+    if sys.platform != "linux": return
+    me = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + 5))
 
-    def __init__(self):
-        self.hash, self.pieces = hashlib.sha256(), queue.SimpleQueue()
+
+class _Digest:
+    "sha256; for who is in a hurry in a thread of its own, so that hash and disk do not wait for each other."
+
+    def __init__(self, hurry: Callable[[], bool] | None = None):
+        self.hash, self.pieces, self.hurry = hashlib.sha256(), queue.Queue(), hurry or (lambda: True)
         self.thread = threading.Thread(target=self._run, name="sha256", daemon=True)
 
     def _run(self) -> None:
-        while (piece := self.pieces.get()) is not None: self.hash.update(piece)
+        while (piece := self.pieces.get()) is not None:
+            self.hash.update(piece)
+            self.pieces.task_done()
 
-    def update(self, piece: bytes | memoryview) -> None: self.pieces.put(piece)
+    def update(self, piece: bytes | memoryview) -> None:
+        if self.hurry(): return self.pieces.put(piece)
+        self.pieces.join()
+        self.hash.update(piece)
+
     def hexdigest(self) -> str: return self.hash.hexdigest()
     def __enter__(self) -> _Digest: self.thread.start(); return self
 
