@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import operator
 import os
-import sys
 import threading
 import time
 import warnings
