@@ -64,8 +64,9 @@ def describe(facts: dict) -> str:
     numbers = [f"{key} {value:.4g}" for key, value in (facts.get("metrics") or {}).items()
                if isinstance(value, (int, float))]
     epoch = facts.get("epoch")
-    return "  ".join([f"step {facts['step']:,}" if facts.get("step") is not None else "no step",
+    text = "  ".join([f"step {facts['step']:,}" if facts.get("step") is not None else "no step",
                       *([f"epoch {epoch:g}"] if isinstance(epoch, (int, float)) else []), *numbers])
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # a name may hold what moves the cursor
 
 # %% ../nbs/26_stepfolder.ipynb #51c8a0e0
 _FILES = {"model": "model", "optimizer": "optim", "optimizers": "optim", "rng": "rng"}
