@@ -73,9 +73,11 @@ def saving(state: dict, folder: Path) -> None:
         now["stall"] = seconds(partial(manager.save, state, step))
         now["total"] = now["stall"] + seconds(manager.wait) - deleting.pop()  # deleting old ones is in neither figure
         deleting.append(0.0)
-        now["torch.save"] = seconds(lambda: torch_save(state, folder/"theirs.pth", False))
-        (folder/"theirs.pth").unlink()
-        now["torch.save + fsync"] = seconds(lambda: torch_save(state, folder/"theirs.pth", True))
+        # as with ours, the old file is there while the new one is written
+        now["torch.save"] = seconds(partial(torch_save, state, folder/f"plain-{step}.pth", False))
+        (folder/f"plain-{step - 1}.pth").unlink(missing_ok=True)
+        now["torch.save + fsync"] = seconds(partial(torch_save, state, folder/f"new-{step}.pth", True))
+        os.replace(folder/f"new-{step}.pth", folder/"theirs.pth")
         if step: [rows[name].append(value) for name, value in now.items()]
         else: print(f"first save: the training waits {now['stall']:.3f} s")
     tell("training waits", rows["stall"], "one memcpy", rows["memcpy"], "≤ 1.3")
