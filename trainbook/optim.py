@@ -102,6 +102,10 @@ class Update:
         for group in self.optimizer.param_groups: group["lr"] = schedule(step, group["initial_lr"])
         return self.optimizer.param_groups[0]["lr"]
 
+    def backward(self, loss: torch.Tensor) -> None:
+        "Gradients of a loss, multiplied by the scale of fp16 if there is one."
+        (loss if self.scale is None else loss * self.scale).backward()
+
     def __call__(self) -> torch.Tensor:
         grads = [one.grad for one in self.parameters if one.grad is not None]
         norm = self._norm(grads)
