@@ -72,6 +72,14 @@ class Config:
         if errors: raise ConfigError(*errors)
         return cls([sheet], where)
 
+    @classmethod
+    def settle(cls, config: Config | dict | str | Path | None, words: dict, stage: str | None = None) -> Config:
+        "One config of whatever a program was given, a file, a dict or a config, and keywords that win over it."
+        if isinstance(config, (str, Path)): config = cls.from_yaml(config)
+        elif not isinstance(config, Config): config = cls.from_dict(dict(config or {}), "config")
+        if stage in config.stage_names and config.has_stages: config = config.stage(stage)
+        return config.merge(cls.from_dict(words, "keyword")) if words else config
+
     def merge(self, other: Config | dict) -> Config:
         "Another config in which `other` wins, also over stages."
         other = other if isinstance(other, Config) else Config.from_dict(other, "merge")

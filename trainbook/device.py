@@ -34,9 +34,11 @@ __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', '
 _KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
-def pick_device(wanted: str | torch.device = "auto") -> torch.device:
-    "The device of a word: auto, cpu, cuda, cuda:1, mps, xpu. ConfigError if it is not there."
+def pick_device(wanted: str | torch.device = "auto", model: torch.nn.Module | None = None) -> torch.device:
+    "The device of a word: auto, cpu, cuda, cuda:1, mps, xpu. A model that is on an accelerator stays there on auto."
     word = str(wanted).strip().lower()
+    there = {one.device for one in model.parameters() if one.device.type != "cpu"} if model else ()
+    if word == "auto" and there: return there.pop()
     if word == "auto": return torch.device(next((kind for kind in ("cuda", "xpu", "mps") if not _missing(kind)), "cpu"))
     try: device = torch.device(int(word) if word.isdigit() else word)
     except RuntimeError: device = None

@@ -6,25 +6,33 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
+
+from .config import Config
+from .schema import Duration, Root, duration
+from .source import ConfigError
 
 # %% auto #0
-__all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Wishes', 'listening', 'Paused', 'interactive', 'leave']
+__all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Plan', 'make_plan', 'Wishes', 'listening', 'Paused',
+           'interactive', 'leave', 'GivenUp', 'Session']
 
 # %% ../nbs/31_events.ipynb #6a49436f
 # Map of this module, top to bottom:
 #   EVENTS, Callback     seven moments, and what listens to them
 #   Listeners            bound once; an event that nobody hears costs nothing
 #   picture              the loop with its listeners
+#   Plan, make_plan      at which steps anything is due, and where it ends
 #   Wishes, listening    Ctrl-C and SIGTERM as notes that the loop reads
 #   Paused, leave        how an interrupted training ends in a notebook and in a script
+#   Session              open, work, close in order, whatever happens
 
 # %% ../nbs/31_events.ipynb #b79bb150
 EVENTS = ("fit_start", "epoch_start", "step_end", "eval_end", "epoch_end", "saved", "fit_end")
@@ -131,6 +139,82 @@ def picture(listeners: Listeners | None = None) -> str:
         lines.append(f"{line.split('#')[0].rstrip():40} ← {names}" if names else line)
     return "\n".join(lines)
 
+# %% ../nbs/31_events.ipynb #59dcc00e
+class Plan(NamedTuple):
+    "Everything about when, as numbers of steps; None is never, or not known before an epoch is over."
+    batches: int | None         # in one epoch
+    per_epoch: int | None       # updates in one epoch
+    end: Duration
+    total: int | None           # updates in all
+    rows: float | None          # between two rows of the log
+    evals: float | None         # between two evaluations, where not at the end of an epoch
+    eval_epochs: int | None     # epochs between two evaluations
+    saves: float | None         # between two checkpoints, likewise
+    warmup: int
+
+    def is_over(self, step: int, epoch: int, seconds: float) -> bool:
+        "Is this where training ends?"
+        if self.end.unit == "seconds": return seconds >= self.end.amount
+        return step >= self.total if self.total is not None else epoch >= self.end.amount
+
+    def evaluates(self, step: int) -> bool: return _crosses(self.evals, step)
+    def writes_row(self, step: int) -> bool: return _crosses(self.rows, step)
+
+    def epoch_at(self, epoch: int, batch: int) -> float:
+        "Epochs done, with the part of this one."
+        return epoch + (round(batch / self.batches, 4) if batch and self.batches else 0)
+
+    def next(self, step: int) -> float:
+        "The next step at which anything is due."
+        return min(_after(every, step) for every in (self.rows, self.evals, self.saves, self.total))
+
+
+_UNBUILT = {"training": ("groups", "no_decay", "freeze", "clip_value", "class_weights", "curriculum", "compile", "channels_last",
+                         "gradient_checkpointing", "distributed", "early_stopping", "restore_best", "ema", "label_smoothing", "after_end"),
+            "logging": ("tensorboard", "wandb", "histograms")}
+
+
+def _refuse_unbuilt(config: Config) -> None:
+    "A key that would change nothing is an error, not a promise."
+    plain = Root()
+    odd = [(section, key) for section, keys in _UNBUILT.items() for key in keys if config[f"{section}.{key}"] != plain[section][key]]
+    if odd: raise ConfigError(*(f"{config.place(path)}  {'.'.join(path)}  is not built yet; take it out" for path in odd))
+
+
+def make_plan(config: Config, batches: int | None) -> Plan:
+    "The plan of a config for epochs of so many batches (None: nobody knows); ConfigError for what cannot be."
+    _refuse_unbuilt(config)
+    t = config.training
+    if t.limit and batches: batches = min(batches, t.limit)
+    per_epoch = batches and math.ceil(batches / t.accumulate)
+    def span(key: str, value: Any) -> float | None:
+        "An interval in steps."
+        if value is None: return None
+        amount, unit = duration(value)
+        if unit == "seconds":
+            raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
+        if unit == "epochs" and per_epoch is None and amount:
+            raise ConfigError(f"{key}  {value} epochs cannot be counted in steps, since the loader does not tell its length; say steps")
+        return amount if unit == "steps" else amount * (per_epoch or 0)
+    end, save = duration(t.epochs), duration(t.save_interval or 1)
+    whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
+    total = end.amount if end.unit == "steps" else per_epoch and math.ceil(end.amount * per_epoch) if end.unit == "epochs" else None
+    return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
+                evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
+                eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
+                saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
+                warmup=math.ceil(span("warmup", t.warmup)))
+
+
+def _crosses(every: float | None, step: int) -> bool:
+    "Does a multiple of the interval lie at this step, or between the step before and this one?"
+    return every is not None and int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
+
+
+def _after(every: float | None, step: int) -> float:
+    "The first multiple of an interval after this step, rounded up to a step."
+    return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
+
 # %% ../nbs/31_events.ipynb #cff4cf64
 class Wishes:
     "What a signal asked for, until the loop looks: the signal's number, 0 for none."
@@ -174,3 +258,50 @@ def leave(number: int, text: str) -> BaseException:
     if interactive(): return Paused(text)
     print(text, file=sys.stderr, flush=True)
     return SystemExit(128 + number)
+
+# %% ../nbs/31_events.ipynb #f73f4564
+class GivenUp(Exception):
+    "Work beside the training that a wish to stop ended; it is done again when training goes on."
+
+
+class Session:
+    "Work that may be interrupted: signals are wishes inside, and it ends in order whatever happens."
+    wishes: Wishes | None = None        # while a session is open
+    error: BaseException | None = None  # what ended the last one
+    in_step = torn = False
+    halt = ""                           # why it shall end: paused, stopped
+
+    def open(self) -> None: ...
+    def finish(self) -> str: return self.halt or "finished"
+    def rescue(self) -> None: ...
+    def close(self, status: str) -> None: ...
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        "Open inside. Within a session it is the same session."
+        if self.wishes is not None:
+            yield
+            return
+        if self.torn: raise RuntimeError("training was stopped in the middle of a step; resume_from_checkpoint(), then train()")
+        self.wishes, self.halt, self.in_step, self.error, status = Wishes(), "", False, None, "failed"
+        try:
+            with listening(self.wishes):
+                self.open()
+                yield
+                status = self.finish()
+        except BaseException as error:
+            self.error, self.torn = error, self.in_step and not isinstance(error, Exception)
+            if not self.in_step: self.rescue()
+            raise
+        finally:
+            asked = self.wishes.asked
+            try: self.close(status)
+            finally: self.wishes = None
+        if status == "paused" and asked: raise leave(asked, f"paused at {self.where}; train() goes on from there")
+
+    @property
+    def where(self) -> str: return "its end"
+
+    def stop(self) -> None:
+        "Ends after this step, in order. For callbacks; from elsewhere, run.tell(\"stop\")."
+        self.halt = "stopped"

@@ -20,6 +20,7 @@ from .lock import read_small
 from .pickled import shown
 from .registry import build, find
 from .run import Run, RunError, branch_points, find_run
+from .schema import spell_short
 from .source import ConfigError, near
 from .stepfolder import (Checkpoint, describe, read_latest, read_manifest, read_step, step_of,
                                   step_path, steps)
@@ -29,7 +30,7 @@ from .weights import load_weights
 
 # %% auto #0
 __all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'pointer_words', 'Found', 'select', 'places', 'listing',
-           'load_checkpoint', 'load_model']
+           'load_checkpoint', 'load_model', 'drift', 'take_over']
 
 # %% ../nbs/29_load.ipynb #c5f42557
 # Map of this module, top to bottom:
@@ -39,6 +40,7 @@ __all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'pointer_words', 'Found'
 #   places, listing      the stage folders of a run, and what each holds
 #   load_checkpoint      any name, any file → a Checkpoint
 #   load_model           the model, built and filled
+#   drift, take_over     what is other now; what another program's checkpoint gives
 
 # %% ../nbs/29_load.ipynb #f06db105
 class Word(NamedTuple):
@@ -281,3 +283,20 @@ def _is_registered(name: str) -> bool:
     try: find("model", name, trusted=False)
     except ConfigError: return False
     return True
+
+# %% ../nbs/29_load.ipynb #7834175e
+def drift(config: Config, checkpoint: Checkpoint) -> str:
+    "Which numbers of training and model a config has otherwise than the checkpoint's; nothing if none."
+    theirs = Config.from_dict(checkpoint.facts.get("config") or {}, str(checkpoint.path))
+    passing = ("training.save_dir", "training.loss", "training.device")
+    other = {key: pair for key, pair in config.diff(theirs).items() if key.startswith(("training.", "model.")) and key not in passing}
+    return shown(", ".join(f"{key} {spell_short(now)} (was {spell_short(was)})" for key, (now, was) in other.items()), 4096)
+
+
+def take_over(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> str:
+    "The weights of another program's checkpoint, and its optimizer if it fits; says what was taken."
+    load_weights(model, checkpoint["model_state_dict"])
+    if optimizer is None or "optimizer" not in checkpoint.state: return "the weights"
+    try: optimizer.load_state_dict(checkpoint.state["optimizer"])
+    except (ValueError, KeyError, TypeError) as error: return f"the weights (its optimizer does not fit: {error})"
+    return "weights and optimizer"

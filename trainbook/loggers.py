@@ -8,18 +8,21 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .checkpoint import CheckpointManager
 from .config import Config
+from .metrics import Tally, Waiting
 from .run import Run
+from .schema import duration
 from .stepfolder import steps
 from .tensorfile import CheckpointError
 
 # %% auto #0
-__all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'History', 'Origin', 'place', 'Record']
+__all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'History', 'NonFinite', 'Step', 'Numbers', 'Origin',
+           'place', 'Record']
 
 # %% ../nbs/32_loggers.ipynb #2edb7c8e
 # Map of this module, top to bottom:
@@ -27,6 +30,7 @@ __all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'Histor
 #   Console         lines to the screen and to train.log
 #   spell_row       a row of numbers as a line
 #   History         what was measured, as a table and as a picture
+#   Step, Numbers   from the device to means and rows
 #   Origin, place   which run a training writes: a new one, the one it came from, a branch of it
 #   Record          that run's log, checkpoints and inbox in one hand
 
@@ -102,6 +106,19 @@ class Console:
         self.end_bar()
         self.bar = Bar(total, first, 0.5 if not self.quiet else float("inf"))
         return self.bar
+
+    def over(self, pairs: Iterable, what: str, total: int | None, step: int) -> Iterator:
+        "The same items, counted on a bar of their own, or on the one that is there."
+        bar = self.bar or Bar(total)
+        for done, pair in enumerate(pairs, 1):
+            yield pair
+            if bar is self.bar: bar.at(step, f"{what} {done}/{total or '?'}")
+            else: bar.at(done, what)
+        if bar is not self.bar: bar.close()
+
+    def epoch(self, epoch: int, end: float | None, told: dict[str, float], seconds: float, best: bool) -> None:
+        "The line of an epoch."
+        self.line(f"epoch {epoch}{'' if end is None else f'/{end:g}'}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
 
     def end_bar(self) -> None:
         if self.bar: self.bar.close()
@@ -192,6 +209,54 @@ def _numbers(row: dict, also: tuple[str, ...] = ()) -> dict[str, float]:
     return {name: row[name] for name in also if name in row} | {
         name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in own}
 
+# %% ../nbs/32_loggers.ipynb #0416401f
+class NonFinite(RuntimeError):
+    "A gradient that is NaN or infinite; the weights are those before it."
+
+    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
+
+
+class Step(NamedTuple):
+    "Where a step was, and with how many samples."
+    number: int
+    epoch: int
+    batch: int
+    samples: int
+    lr: float
+
+
+class Numbers:
+    "What was measured in training: waiting on the device, then in means, then in rows."
+
+    def __init__(self, state: Mapping[str, dict] | None = None):
+        self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
+        self.epoch, self.newest = Tally((state or {}).get("epoch")), {}
+
+    def state_dict(self) -> dict[str, dict]:
+        "The sums, once everything has landed."
+        return {"since": self._since.sums, "epoch": self.epoch.sums}
+
+    def add(self, step: Step, values: dict[str, Any]) -> None:
+        self._waiting.add(step, values)
+
+    def land(self, writes_row: Callable[[int], bool], skip: bool = False, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
+        "(event, step, numbers) of each row that what has landed makes; NonFinite unless such steps are to be skipped."
+        for step, numbers in self._waiting.land(wait):
+            norm = numbers.pop("grad_norm", None)
+            if norm is not None and norm - norm != 0:
+                text = (f"step {step.number:,}  its gradient is {norm}, its loss {numbers['loss']:.4g} "
+                        f"(epoch {step.epoch + 1}, batch {step.batch})")
+                yield "warning", step, {"text": text}
+                if skip: continue
+                raise NonFinite(f"{text}; the weights are those before it. Try a lower lr, clip: 1.0, or precision: fp32; "
+                                "nonfinite: skip leaves such steps out")
+            self.epoch.add(step.samples, numbers)
+            if norm is not None: numbers["grad_norm"] = norm
+            self._since.add(step.samples, numbers)
+            if writes_row(step.number):
+                self.newest = self._since.take()
+                yield "step", step, self.newest
+
 # %% ../nbs/32_loggers.ipynb #30218544
 class Origin(NamedTuple):
     "Where a training comes from: a checkpoint of a run, and how far that run's log was known to it (None: all of it)."
@@ -221,6 +286,8 @@ class Record:
 
     def __init__(self, run: Run, stage: str, config: Config):
         self.run, self.stage, self._failed, self._told = run, stage, 0, False
+        self._again: list[dict] = []  # controls of earlier lives that are still to come
+        self._saved: tuple[int, dict, bool] | None = None  # step, state, whether as the final one
         self.ledger, training = run.write(), config.training
         try: self.manager = CheckpointManager(run.folder/stage, training.save_interval, training.keep_last_n, training.keep_every,
                                               training.monitor, training.monitor_mode, training.export, self.ledger)
@@ -228,13 +295,36 @@ class Record:
             self.ledger.close()
             raise
 
-    def begin(self, step: int, goes_on: bool, position: int | None, **facts: Any) -> list[dict]:
-        "A life begins here; returns the controls of earlier lives that are still to be applied."
-        if not goes_on:
-            self.ledger.start(self.stage, **facts)
-            self.ledger.step = step
-            return []
-        return self.ledger.resume(self.stage, step, self.ledger.position if position is None else position, **facts)
+    def begin(self, step: int, goes_on: bool, position: int | None, **facts: Any) -> None:
+        "A life begins here, at step 0 or from a checkpoint that knew the log up to a position (None: all of it)."
+        if goes_on: self._again = self.ledger.resume(self.stage, step, self.ledger.position if position is None else position, **facts)
+        else: self.ledger.start(self.stage, **facts)
+
+    def asked(self, step: int, gone: Callable[[], bool]) -> Iterator[dict]:
+        """What was asked for: controls of an earlier life at their own step, written down once more, and what lies in the inbox.
+        After a pause it waits here, everything in memory, until somebody says resume or stop, or who waits is gone."""
+        self.ledger.step = step
+        while self.next_again <= step:
+            control = self._again.pop(0)
+            self.ledger.again(control)
+            yield control
+        paused = False
+        while True:
+            for control in self.ledger.commands():
+                if control["command"] in ("pause", "resume", "stop"): paused = control["command"] == "pause"
+                if control["command"] != "resume": yield control
+            if not paused or gone(): return
+            time.sleep(0.05)
+
+    @property
+    def next_again(self) -> float:
+        "The step of the next control of an earlier life."
+        return self._again[0]["step"] if self._again else float("inf")
+
+    def follow(self, training: Any) -> None:
+        "Intervals that were changed while it runs."
+        self.manager.save_interval = training.save_interval and duration(training.save_interval)
+        self.manager.keep_last_n = training.keep_last_n
 
     def flush(self) -> None:
         "What was logged is in the file. A full disk is told once; the rows wait in memory."
@@ -244,16 +334,25 @@ class Record:
             self._told = True
         else: self._told = False
 
-    def save(self, state: dict, step: int, epoch: float, metrics: dict, **more: Any) -> bool:
-        "A checkpoint, unless the disk refuses even the log; the third time in a row training stops."
-        try: self.manager.save(state, step, epoch, metrics, **more)
+    def has(self, step: int, final: bool = False) -> bool:
+        "Was this step saved in this life, as the final one if that is asked?"
+        return self._saved is not None and self._saved[0] == step and (self._saved[2] or not final)
+
+    def save(self, state: Callable[[], dict], step: int, epoch: float, metrics: dict, final: bool, config: Config) -> bool:
+        "A checkpoint, once in a step; True if it is new. If the disk refuses even the log, the third time in a row training stops."
+        new = not self.has(step)
+        if self.has(step, final): return False
+        try:
+            if new: self.ledger.log("checkpoint", step, epoch=epoch)
+            self._saved = (step, state() if new else self._saved[1], final)
+            self.manager.save(self._saved[1], step, epoch, metrics, final=final, config=config)
         except OSError as error:
             self._failed += 1
             if self._failed >= 3: raise CheckpointError(f"{self._failed} saves in a row failed; the last, of step {step:,}: {error}") from None
             warnings.warn(f"no checkpoint of step {step:,}: {error}; training goes on, older ones are intact", stacklevel=2)
             return False
         self._failed = 0
-        return True
+        return new
 
     def close(self, status: str | None = None, **facts: Any) -> None:
         "The last row, the save in progress, and the lock."

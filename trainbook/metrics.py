@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .device import Precision, aside, mix, move
 from .registry import find, names
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['pick_loss', 'infer_loss', 'own_loss', 'accuracy', 'pick_metrics', 'is_running', 'Waiting', 'Tally', 'direction',
-           'deciding_metric', 'of_validation', 'plain_metrics']
+__all__ = ['pick_loss', 'infer_loss', 'own_loss', 'outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'Waiting',
+           'Tally', 'Task', 'direction', 'deciding_metric', 'of_validation', 'best_of', 'plain_metrics']
 
 # %% ../nbs/22_metrics.ipynb #7341d3e4
 # Map of this module, top to bottom:
 #   pick_loss, infer_loss             a name → a function; dtype and shape → a name
+#   outputs_and_targets               the model on a batch of any usual form
 #   accuracy, pick_metrics            what is measured beside it
 #   Waiting                           numbers that stay on the device until many are fetched in one copy
 #   Tally                             means over samples
+#   Task                              what is computed on a batch: the seams of a system
 #   direction                         is more better?
 #   deciding_metric, of_validation    the one that decides if none is named
+#   best_of                           the best so far
 #   plain_metrics                     numbers by name
 
 # %% ../nbs/22_metrics.ipynb #d7d5fcc4
@@ -35,7 +40,7 @@ def _key(name: str) -> str: return re.sub(r"[^a-z0-9]|loss$", "", name.lower())
 
 
 _LOSSES = {_key(name): value for name, value in vars(torch.nn).items() if name.endswith("Loss")} | {
-    "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss, "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
+    "own": lambda outputs, targets: own_loss(outputs), "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss, "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
 _FAMILIAR = ("cross_entropy", "mse", "l1", "smooth_l1", "huber", "bce_with_logits", "bce", "nll", "kl_div")
 
 
@@ -95,6 +100,39 @@ def _form(value: Any) -> str:
     if isinstance(value, torch.Tensor): return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return "nothing" if value is None else type(value).__name__
 
+# %% ../nbs/22_metrics.ipynb #9ee30afe
+_TARGETS = ("labels", "label", "targets", "target", "y")
+
+
+def outputs_and_targets(model: Callable, batch: Any) -> tuple[Any, Any]:
+    "Calls the model with the inputs of a batch; what it gives, and the targets (None if there are none)."
+    if type(batch) in (list, tuple) and len(batch) == 2: return _call(model, batch[0]), batch[1]
+    if isinstance(batch, (list, tuple)) and len(batch) > 1: return model(*batch[:-1]), batch[-1]
+    if isinstance(batch, (list, tuple)) and len(batch) == 1: return _call(model, batch[0]), None
+    if not isinstance(batch, Mapping): return model(batch), None
+    target = next((name for name in _TARGETS if name in batch), None)
+    takes, anything = _takes(model)
+    if anything or target in takes: return model(**{name: batch[name] for name in batch if anything or name in takes}), batch.get(target)
+    known = {name: value for name, value in batch.items() if name in takes}
+    others = [name for name in batch if name != target]
+    if known: return model(**known), batch.get(target)
+    if len(others) == 1: return model(batch[others[0]]), batch.get(target)
+    raise ConfigError(f"training_step  the batch has {', '.join(map(str, batch))}, and the model's forward takes {', '.join(takes)}; "
+                      "use these names in the dataset, or write training_step(batch)")
+
+
+def _call(model: Callable, inputs: Any) -> Any:
+    "Named inputs go to the arguments of these names, if the model has all of them."
+    if not isinstance(inputs, torch.Tensor) and isinstance(inputs, Mapping):
+        takes, anything = _takes(model)
+        if anything or all(name in takes for name in inputs): return model(**inputs)
+    return model(inputs)
+
+
+def _takes(model: Callable) -> tuple[list[str], bool]:
+    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    return [one.name for one in parameters if one.kind is not one.VAR_KEYWORD], any(one.kind is one.VAR_KEYWORD for one in parameters)
+
 # %% ../nbs/22_metrics.ipynb #45930d84
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     "The share of samples whose highest score is the right class."
@@ -151,8 +189,8 @@ class Waiting:
                 if wait: event.synchronize()
                 elif not event.query(): break
             numbers = iter(host.tolist() if host is not None else ())
-            ready += [(tag, {name: next(numbers) if isinstance(value, torch.Tensor) else value for name, value in values.items()})
-                      for tag, values in steps]
+            for tag, values in steps:
+                ready.append((tag, {name: next(numbers) if isinstance(value, torch.Tensor) else value for name, value in values.items()}))
             del self._flying[0]
         return ready
 
@@ -178,7 +216,7 @@ class Tally:
 
     def add(self, samples: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
-            pair = self.sums.setdefault(name, [0.0, 0])
+            pair = self.sums.get(name) or self.sums.setdefault(name, [0.0, 0])
             pair[0] += value * samples
             pair[1] += samples
 
@@ -190,6 +228,94 @@ class Tally:
         "The means so far; it starts anew."
         means, self.sums = self.means(before), {}
         return means
+
+# %% ../nbs/22_metrics.ipynb #c4bd937a
+class Task:
+    "What is computed on a batch: a model, its loss, what is measured. Its methods are the seams of a system."
+
+    def __init__(self, model: torch.nn.Module, loss: Any, metrics: Any, precision: Precision, seed: int):
+        self.model, self.precision, self.device, self.seed = model, precision, precision.device, seed
+        self.loss, self.measures, self._checked = None, pick_metrics(metrics), False
+        if loss is not None: self.settle_loss(loss)
+
+    def training_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
+        "The loss of a batch, or a dict with `loss` and what else shall be logged."
+        return self.calculate_loss(*outputs_and_targets(self.model, batch))
+
+    def validation_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
+        "What is measured on a batch: what a training_step of one's own gives, else the loss and the metrics."
+        if type(self).training_step is not Task.training_step: return self.training_step(batch)
+        outputs, targets = outputs_and_targets(self.model, batch)
+        return {"loss": self.calculate_loss(outputs, targets), **self.measure(outputs, targets)}
+
+    def calculate_loss(self, outputs: Any, targets: Any) -> torch.Tensor:
+        "The loss of outputs and targets; told from the first ones if none was given."
+        if self.loss is None: self.settle_loss(infer_loss(outputs, targets))
+        return self.loss(outputs, targets)
+
+    def settle_loss(self, wanted: Any) -> None:
+        "This is the loss from now on."
+        self.loss = pick_loss(wanted)
+        if isinstance(self.loss, torch.nn.Module): self.loss.to(self.device)
+
+    def measure(self, outputs: Any, targets: Any) -> dict[str, Any]:
+        "The metrics of a batch; accuracy where the targets are classes and nothing else was asked for."
+        if not self.measures and isinstance(self.loss, torch.nn.CrossEntropyLoss) and not targets.is_floating_point():
+            return {"acc": accuracy(outputs, targets)}
+        for one in self.measures.values():
+            if is_running(one): one.update(outputs, targets)
+        return {name: one(outputs, targets) for name, one in self.measures.items() if not is_running(one)}
+
+    def objective(self, batch: Any) -> dict[str, Any]:
+        "training_step as a dict, in the number format that was chosen; the first result is looked at."
+        if self.precision.dtype is None: found = self.training_step(batch)
+        else:
+            with self.precision.autocast(): found = self.training_step(batch)
+        if not isinstance(found, dict): found = {"loss": found}
+        if not self._checked: self.check_loss(found)
+        return found
+
+    def check_loss(self, found: dict) -> None:
+        "ConfigError unless there is a loss that one can train on."
+        loss = found.get("loss")
+        says = "training_step  its loss " if type(self).training_step is not Task.training_step else "loss  "
+        if not isinstance(loss, torch.Tensor):
+            there = f"a dict with {', '.join(map(str, found))}" if "loss" not in found else type(loss).__name__
+            raise ConfigError(f"{says}expected a tensor, found {there}; return the loss, or a dict with `loss`")
+        if loss.dim(): raise ConfigError(f"{says}expected one number, found shape {tuple(loss.shape)}; take its mean()")
+        if not loss.requires_grad:
+            raise ConfigError(f"{says}has no gradient, so nothing would be learned; is it computed from the model's output, "
+                              "without detach(), item() or no_grad()?")
+        self._checked = True
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        "Evaluation mode, no gradients, random numbers of its own; afterwards all is as before."
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with aside(mix(self.seed, 2)), torch.no_grad(), self.precision.autocast(): yield
+        finally:
+            for module in training: module.training = True
+
+    def means_over(self, batches: Iterable[tuple[int, Any]]) -> dict[str, float]:
+        "What validation_step measures, over all of these (samples, batch)."
+        running = {name: one for name, one in self.measures.items() if is_running(one)}
+        for one in running.values():
+            one.reset()
+            if hasattr(one, "to"): one.to(self.device)
+        tally, waiting = Tally(), Waiting()
+        with self.beside():
+            for samples, batch in batches:
+                found = self.validation_step(batch)
+                waiting.add(samples, found if isinstance(found, dict) else {"loss": found})
+        for samples, numbers in waiting.land(): tally.add(samples, numbers)
+        return {**tally.means(), **{name: float(one.compute()) for name, one in running.items()}}
+
+    def outputs_over(self, batches: Iterable[tuple[int, Any]]) -> Any:
+        "The model's outputs, on the CPU; joined if they are tensors."
+        with self.beside(): found = [move(outputs_and_targets(self.model, batch)[0], torch.device("cpu")) for _, batch in batches]
+        return torch.cat(found) if found and all(isinstance(one, torch.Tensor) and one.dim() for one in found) else found
 
 # %% ../nbs/22_metrics.ipynb #3011ca05
 _LESS = {"loss", "losses", "err", "error", "mae", "mse", "rmse", "nll", "perplexity", "ppl", "fid", "cer", "wer",
@@ -227,6 +353,18 @@ def deciding_metric(metrics: Mapping) -> str | None:
 def of_validation(metric: str) -> bool:
     "Does the name say that it was measured on validation data?"
     return bool(_words(metric) & _VALIDATION)
+
+# %% ../nbs/22_metrics.ipynb #dd5f96c8
+def best_of(best: Mapping, metrics: Mapping[str, float], measured: str, step: int,
+            monitor: str | None = None, mode: str | None = None) -> dict[str, Any]:
+    "The best metric after what begins with `measured` (val_, train_) was measured at this step."
+    name = monitor or deciding_metric(metrics)
+    if monitor and monitor not in metrics and (measured == "train_" or monitor.startswith("val_")):
+        raise ConfigError(f"monitor  {monitor} is not measured{near(monitor, metrics, '; measured are ' + ', '.join(metrics))}")
+    if name not in metrics or not name.startswith(measured): return dict(best)
+    value, before = metrics[name], best.get("value") if best.get("name") == name else None
+    better = before is None or (value < before if direction(name, mode) == "min" else value > before)
+    return {"name": name, "value": value, "step": step} if better and value - value == 0 else dict(best)
 
 # %% ../nbs/22_metrics.ipynb #7e556db8
 def plain_metrics(metrics: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,18 +17,19 @@ from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Schedule', 'Update']
+__all__ = ['make_optimizer', 'Schedule', 'Update', 'make_updates']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
 #   make_optimizer    a name or an instance → an optimizer, fused where there is such a kernel
 #   Schedule          the learning rate at a step
 #   Update            gradients → weights: norm, clip, check, step, clear
+#   make_updates      one for each optimizer
 
 # %% ../nbs/21_optim.ipynb #28363c98
-def make_optimizer(kind: str | torch.optim.Optimizer, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
+def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
     "An optimizer by its name, or an instance as it is; settings that its class does not know are left out."
-    if isinstance(kind, torch.optim.Optimizer): return kind
+    if not isinstance(kind, str): return kind
     parameters = list(parameters)
     if not any(one.requires_grad for one in parameters if isinstance(one, torch.Tensor)):
         raise ConfigError("optimizer  found nothing to train: no parameter of the model wants a gradient; "
@@ -87,6 +88,8 @@ class Update:
     "Turns gradients into new weights; called once per step, it returns the norm that the gradient had."
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None, latch: bool = True, scaled: bool = False):
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigError(f"optimizer  expected a name or a torch optimizer, found {type(optimizer).__name__}")
         self.optimizer, self.clip, self.latch = optimizer, clip, latch
         self.parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self.rides = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
@@ -95,12 +98,23 @@ class Update:
         number = lambda value: torch.full((), value, device=device, dtype=torch.float32)
         self.one, self.bad = number(1.0), number(0.0)
         self.scale, self.growth = (number(65536.0), torch.zeros((), dtype=torch.int32, device=device)) if scaled else (None, None)
-        self._alike = len({one.device for one in self.parameters}) == 1
+        self._plain = len({(one.device, one.dtype) for one in self.parameters}) == 1
 
     def set_lr(self, schedule: Schedule, step: int) -> float:
         "Each group's learning rate at this step; returns that of the first."
         for group in self.optimizer.param_groups: group["lr"] = schedule(step, group["initial_lr"])
         return self.optimizer.param_groups[0]["lr"]
+
+    def clear(self) -> None:
+        "No gradients are left over."
+        for one in self.parameters: one.grad = None
+
+    def follow(self, training: Any, lr: float, weight_decay: float) -> None:
+        "Numbers that were changed; lr and weight_decay are those that its groups have followed so far."
+        self.clip, t = training.clip, training
+        for group in self.optimizer.param_groups:
+            if t.lr != lr: group["initial_lr"] = group["initial_lr"] * t.lr / lr if lr else t.lr
+            if t.weight_decay != weight_decay and "weight_decay" in group: group["weight_decay"] = t.weight_decay
 
     def backward(self, loss: torch.Tensor) -> None:
         "Gradients of a loss, multiplied by the scale of fp16 if there is one."
@@ -109,13 +123,12 @@ class Update:
     def __call__(self) -> torch.Tensor:
         grads = [one.grad for one in self.parameters if one.grad is not None]
         norm = self._norm(grads)
-        checked = norm.clone()
         if self.scale is not None or not self.latch: self.bad.zero_()
-        torch._amp_foreach_non_finite_check_and_unscale_([checked], self.bad, self.one)
+        torch._amp_foreach_non_finite_check_and_unscale_([norm], self.bad, self.one)  # times one: the norm stays
         floor = self.one if self.scale is None else self.scale
         divisor = torch.maximum(norm / self.clip, floor) if self.clip else self.scale
         self._step(grads, divisor)
-        for one in self.parameters: one.grad = None
+        self.clear()
         if self.scale is None: return norm
         norm = norm / self.scale
         torch._amp_update_scale_(self.scale, self.growth, self.bad, 2.0, 0.5, 2000)
@@ -125,9 +138,10 @@ class Update:
         "The norm of all gradients as one vector."
         if not grads: raise ConfigError("training_step  its loss reached no parameter of this optimizer; was it computed "
                                         "from the model's output, outside no_grad?")
-        if not self._alike or any(grad.layout is not torch.strided for grad in grads):
-            return torch.nn.utils.get_total_norm([grad.coalesce().values() if grad.is_sparse else grad for grad in grads])
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32)))
+        if self._plain and not any([grad.is_sparse for grad in grads]):
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32)))
+        dense = [(grad.coalesce().values() if grad.is_sparse else grad).float() for grad in grads]
+        return torch.nn.utils.get_total_norm(dense).to(self.bad.device)
 
     def _step(self, grads: list[torch.Tensor], divisor: torch.Tensor | None) -> None:
         if self.rides:
@@ -145,3 +159,15 @@ class Update:
         if self.scale is not None and "scale" in state:
             self.scale.copy_(state["scale"])
             self.growth.copy_(state["growth"])
+
+# %% ../nbs/21_optim.ipynb #f426ae21
+def make_updates(given: Any, parameters: Iterable, training: Any, scaled: bool = False) -> dict[str, Update]:
+    "An Update for each optimizer of a dict; otherwise one, under the name \"\", made of what a config's training section says."
+    t = training
+    if isinstance(given, Mapping):
+        if t.accumulate > 1: raise ConfigError("accumulate  is training_step's own matter with several optimizers; leave it out")
+        named = dict(given)
+    else:
+        kind = t.optimizer if given is None or isinstance(given, str) else given
+        named = {"": make_optimizer(kind, parameters, lr=t.lr, weight_decay=t.weight_decay, momentum=t.momentum, betas=t.betas)}
+    return {name: Update(one, t.clip, t.nonfinite == "stop", scaled) for name, one in named.items()}
