@@ -37,7 +37,7 @@ _KINDS = ("cpu", "cuda", "mps", "xpu")
 def pick_device(wanted: str | torch.device = "auto", model: torch.nn.Module | None = None) -> torch.device:
     "The device of a word: auto, cpu, cuda, cuda:1, mps, xpu. A model that is on an accelerator stays there on auto."
     word = str(wanted).strip().lower()
-    there = {one.device for one in model.parameters() if one.device.type != "cpu"} if model else ()
+    there = {one.device for one in model.parameters() if one.device.type != "cpu"} if model is not None else ()
     if word == "auto" and there: return there.pop()
     if word == "auto": return torch.device(next((kind for kind in ("cuda", "xpu", "mps") if not _missing(kind)), "cpu"))
     try: device = torch.device(int(word) if word.isdigit() else word)
@@ -160,8 +160,8 @@ def rng_state() -> dict[str, Any]:
     "Every generator that a training draws from, as plain data and tensors."
     version, words, gauss = random.getstate()
     name, key, position, has_gauss, cached = numpy.random.get_state()
-    state = {"python": [version, torch.tensor(words), gauss], "numpy": [torch.from_numpy(key.astype("int64")), position, has_gauss, cached],
-             "torch": torch.get_rng_state()}
+    state = {"python": [version, torch.tensor(words), gauss], "torch": torch.get_rng_state(),
+             "numpy": [torch.from_numpy(key.astype("int64")), position, has_gauss, cached]}
     if torch.cuda.is_available() and torch.cuda.is_initialized(): state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available(): state["mps"] = torch.mps.get_rng_state()
     if torch.xpu.is_available(): state["xpu"] = torch.xpu.get_rng_state_all()

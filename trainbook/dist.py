@@ -36,5 +36,5 @@ def _number(name: str, alone: int) -> int:
 def check_alone() -> None:
     "ConfigError if the program was started as one of many."
     if world_size() > 1:
-        raise ConfigError(f"distributed  this is process {rank()} of {world_size()}, and the trainer trains in one process so far; "
+        raise ConfigError(f"distributed  this is process {rank()} of {world_size()}, and the trainer trains in one so far; "
                           "start it with python instead of torchrun")

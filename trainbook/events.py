@@ -36,9 +36,10 @@ __all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Plan'
 
 # %% ../nbs/31_events.ipynb #b79bb150
 EVENTS = ("fit_start", "epoch_start", "step_end", "eval_end", "epoch_end", "saved", "fit_end")
-_ELSEWHERE = {"fit": "fit", "train": "fit", "training": "fit", "epoch": "epoch", "train_epoch": "epoch", "step": "step", "batch": "step",
-              "train_batch": "step", "train_step": "step", "iteration": "step", "evaluate": "eval", "validation": "eval", "eval": "eval",
-              "validation_epoch": "eval", "test": "eval", "save": "saved", "save_checkpoint": "saved", "checkpoint": "saved"}
+_ELSEWHERE = {word: event for event, words in {
+    "fit": "fit train training", "epoch": "epoch train_epoch", "step": "step batch train_batch train_step iteration",
+    "eval": "eval evaluate validation validation_epoch test", "saved": "save save_checkpoint checkpoint"}.items()
+    for word in words.split()}
 
 
 class Callback:
@@ -106,7 +107,8 @@ class Listeners:
 
     def state_dict(self) -> dict[str, dict]:
         "The states of those that have one, by class name and number."
-        return {f"{number}.{type(one).__name__}": state for number, one in enumerate(self.callbacks) if (state := one.state_dict())}
+        named = {f"{number}.{type(one).__name__}": one.state_dict() for number, one in enumerate(self.callbacks)}
+        return {name: state for name, state in named.items() if state}
 
     def load_state_dict(self, states: dict[str, dict]) -> None:
         for number, one in enumerate(self.callbacks):
@@ -155,7 +157,7 @@ class Plan(NamedTuple):
     def is_over(self, step: int, epoch: int, seconds: float) -> bool:
         "Is this where training ends?"
         if self.end.unit == "seconds": return seconds >= self.end.amount
-        return step >= self.total if self.total is not None else epoch >= self.end.amount
+        return self.total is not None and step >= self.total or self.end.unit == "epochs" and epoch >= self.end.amount
 
     def evaluates(self, step: int) -> bool: return _crosses(self.evals, step)
     def writes_row(self, step: int) -> bool: return _crosses(self.rows, step)
@@ -169,15 +171,18 @@ class Plan(NamedTuple):
         return min(_after(every, step) for every in (self.rows, self.evals, self.saves, self.total))
 
 
-_UNBUILT = {"training": ("groups", "no_decay", "freeze", "clip_value", "class_weights", "curriculum", "compile", "channels_last",
-                         "gradient_checkpointing", "distributed", "early_stopping", "restore_best", "ema", "label_smoothing", "after_end"),
-            "logging": ("tensorboard", "wandb", "histograms")}
+_UNBUILT = {
+    "training": ("groups", "no_decay", "freeze", "clip_value", "class_weights", "curriculum", "compile",
+                 "channels_last", "after_end", "gradient_checkpointing", "distributed", "early_stopping", "restore_best",
+                 "ema", "label_smoothing"),
+    "logging": ("tensorboard", "wandb", "histograms")}
 
 
 def _refuse_unbuilt(config: Config) -> None:
     "A key that would change nothing is an error, not a promise."
     plain = Root()
-    odd = [(section, key) for section, keys in _UNBUILT.items() for key in keys if config[f"{section}.{key}"] != plain[section][key]]
+    odd = [(section, key) for section, keys in _UNBUILT.items() for key in keys
+           if config[f"{section}.{key}"] != plain[section][key]]
     if odd: raise ConfigError(*(f"{config.place(path)}  {'.'.join(path)}  is not built yet; take it out" for path in odd))
 
 
@@ -194,11 +199,12 @@ def make_plan(config: Config, batches: int | None) -> Plan:
         if unit == "seconds":
             raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
         if unit == "epochs" and per_epoch is None and amount:
-            raise ConfigError(f"{key}  {value} epochs cannot be counted in steps, since the loader does not tell its length; say steps")
+            raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; say steps")
         return amount if unit == "steps" else amount * (per_epoch or 0)
     end, save = duration(t.epochs), duration(t.save_interval or 1)
     whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
-    total = end.amount if end.unit == "steps" else per_epoch and math.ceil(end.amount * per_epoch) if end.unit == "epochs" else None
+    total = end.amount if end.unit == "steps" else None
+    if end.unit == "epochs" and per_epoch: total = math.ceil(end.amount * per_epoch)
     return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
                 evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,

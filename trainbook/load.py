@@ -289,7 +289,8 @@ def drift(config: Config, checkpoint: Checkpoint) -> str:
     "Which numbers of training and model a config has otherwise than the checkpoint's; nothing if none."
     theirs = Config.from_dict(checkpoint.facts.get("config") or {}, str(checkpoint.path))
     passing = ("training.save_dir", "training.loss", "training.device")
-    other = {key: pair for key, pair in config.diff(theirs).items() if key.startswith(("training.", "model.")) and key not in passing}
+    other = {key: pair for key, pair in config.diff(theirs).items()
+             if key.startswith(("training.", "model.")) and key not in passing}
     return shown(", ".join(f"{key} {spell_short(now)} (was {spell_short(was)})" for key, (now, was) in other.items()), 4096)
 
 

@@ -17,12 +17,12 @@ from .config import Config
 from .metrics import Tally, Waiting
 from .run import Run
 from .schema import duration
-from .stepfolder import steps
+from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
 
 # %% auto #0
 __all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'History', 'NonFinite', 'Step', 'Numbers', 'Origin',
-           'place', 'Record']
+           'origin_of', 'place', 'Record']
 
 # %% ../nbs/32_loggers.ipynb #2edb7c8e
 # Map of this module, top to bottom:
@@ -118,7 +118,8 @@ class Console:
 
     def epoch(self, epoch: int, end: float | None, told: dict[str, float], seconds: float, best: bool) -> None:
         "The line of an epoch."
-        self.line(f"epoch {epoch}{'' if end is None else f'/{end:g}'}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
+        of = "" if end is None else f"/{end:g}"
+        self.line(f"epoch {epoch}{of}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
 
     def end_bar(self) -> None:
         if self.bar: self.bar.close()
@@ -169,12 +170,16 @@ class History:
 
     def __len__(self) -> int: return len(self.epochs)
     def __iter__(self) -> Iterator[dict]: return iter(self.epochs)
-    def __eq__(self, other: Any) -> bool: return isinstance(other, History) and self.epochs == other.epochs and self.curve == other.curve
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, History) and (self.epochs, self.curve) == (other.epochs, other.curve)
+
     __hash__ = None
 
     def __repr__(self) -> str:
         if not self.epochs: return "History: no epoch yet"
-        cell = lambda epoch, name: "" if epoch.get(name) is None else f"{epoch[name]:g}" if name == "epoch" else spell_number(name, epoch[name])
+        def cell(epoch: dict, name: str) -> str:
+            value = epoch.get(name)
+            return "" if value is None else f"{value:g}" if name == "epoch" else spell_number(name, value)
         table = [self.names, *([cell(epoch, name) for name in self.names] for epoch in self.epochs)]
         wide = [max(len(row[i]) for row in table) for i in range(len(self.names))]
         return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, wide)) for row in table)
@@ -189,7 +194,7 @@ class History:
             axes = figure.add_subplot(1, 1 + bool(others), place + 1)
             for name in names:
                 steps, values = self.curve[name]
-                axes.plot(steps, values, label=name, linewidth=1.2, **({"marker": "o", "markersize": 3} if name.startswith("val_") else {}))
+                axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if name.startswith("val_") else None, markersize=3)
             axes.set_xlabel("step")
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)
@@ -230,28 +235,30 @@ class Numbers:
 
     def __init__(self, state: Mapping[str, dict] | None = None):
         self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
-        self.epoch, self.newest = Tally((state or {}).get("epoch")), {}
+        self._epoch, self.newest = Tally((state or {}).get("epoch")), {}
 
     def state_dict(self) -> dict[str, dict]:
         "The sums, once everything has landed."
-        return {"since": self._since.sums, "epoch": self.epoch.sums}
+        return {"since": self._since.sums, "epoch": self._epoch.sums}
 
     def add(self, step: Step, values: dict[str, Any]) -> None:
         self._waiting.add(step, values)
 
+    def take_epoch(self) -> dict[str, float]:
+        "The means of the epoch, norms left out; the next one begins."
+        return {name: value for name, value in self._epoch.take("train_").items() if not name.startswith("train_grad_norm")}
+
     def land(self, writes_row: Callable[[int], bool], skip: bool = False, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
         "(event, step, numbers) of each row that what has landed makes; NonFinite unless such steps are to be skipped."
         for step, numbers in self._waiting.land(wait):
-            norm = numbers.pop("grad_norm", None)
-            if norm is not None and norm - norm != 0:
-                text = (f"step {step.number:,}  its gradient is {norm}, its loss {numbers['loss']:.4g} "
-                        f"(epoch {step.epoch + 1}, batch {step.batch})")
+            if bad := [name for name, value in numbers.items() if value - value != 0 and name.startswith("grad_norm")]:
+                said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name in bad or "loss" in name)
+                text = f"step {step.number:,}  its gradient is not finite: {said} (epoch {step.epoch + 1}, batch {step.batch})"
                 yield "warning", step, {"text": text}
                 if skip: continue
                 raise NonFinite(f"{text}; the weights are those before it. Try a lower lr, clip: 1.0, or precision: fp32; "
                                 "nonfinite: skip leaves such steps out")
-            self.epoch.add(step.samples, numbers)
-            if norm is not None: numbers["grad_norm"] = norm
+            self._epoch.add(step.samples, numbers)
             self._since.add(step.samples, numbers)
             if writes_row(step.number):
                 self.newest = self._since.take()
@@ -264,6 +271,19 @@ class Origin(NamedTuple):
     stage: str
     step: int
     position: int | None = None
+
+
+    def history(self) -> History:
+        "What was measured up to there."
+        rows = self.run.story().of("step", "eval", "epoch", stage=self.stage)
+        return History(row for row in rows if row["step"] <= self.step)
+
+
+def origin_of(checkpoint: Checkpoint) -> Origin | None:
+    "Where a checkpoint of ours lies; None if that is no run."
+    folder = checkpoint.path.parent
+    if not (folder.parent/"run.json").exists(): return None
+    return Origin(Run(folder.parent), folder.name, checkpoint.facts["step"], checkpoint.facts.get("position"))
 
 
 def place(config: Config, stage: str, run: Run | None = None, origin: Origin | None = None) -> tuple[Run, bool]:
@@ -297,7 +317,8 @@ class Record:
 
     def begin(self, step: int, goes_on: bool, position: int | None, **facts: Any) -> None:
         "A life begins here, at step 0 or from a checkpoint that knew the log up to a position (None: all of it)."
-        if goes_on: self._again = self.ledger.resume(self.stage, step, self.ledger.position if position is None else position, **facts)
+        known = self.ledger.position if position is None else position
+        if goes_on: self._again = self.ledger.resume(self.stage, step, known, **facts)
         else: self.ledger.start(self.stage, **facts)
 
     def asked(self, step: int, gone: Callable[[], bool]) -> Iterator[dict]:
@@ -339,7 +360,7 @@ class Record:
         return self._saved is not None and self._saved[0] == step and (self._saved[2] or not final)
 
     def save(self, state: Callable[[], dict], step: int, epoch: float, metrics: dict, final: bool, config: Config) -> bool:
-        "A checkpoint, once in a step; True if it is new. If the disk refuses even the log, the third time in a row training stops."
+        "A checkpoint, once in a step; True if it is new. If the disk refuses even the log, the third time ends training."
         new = not self.has(step)
         if self.has(step, final): return False
         try:
@@ -348,7 +369,8 @@ class Record:
             self.manager.save(self._saved[1], step, epoch, metrics, final=final, config=config)
         except OSError as error:
             self._failed += 1
-            if self._failed >= 3: raise CheckpointError(f"{self._failed} saves in a row failed; the last, of step {step:,}: {error}") from None
+            if self._failed >= 3:
+                raise CheckpointError(f"{self._failed} saves in a row failed; the last, of step {step:,}: {error}") from None
             warnings.warn(f"no checkpoint of step {step:,}: {error}; training goes on, older ones are intact", stacklevel=2)
             return False
         self._failed = 0

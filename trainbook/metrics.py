@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from .device import Precision, aside, mix, move
 from .registry import find, names
@@ -40,7 +39,8 @@ def _key(name: str) -> str: return re.sub(r"[^a-z0-9]|loss$", "", name.lower())
 
 
 _LOSSES = {_key(name): value for name, value in vars(torch.nn).items() if name.endswith("Loss")} | {
-    "own": lambda outputs, targets: own_loss(outputs), "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss, "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
+    "own": lambda outputs, targets: own_loss(outputs), "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss,
+    "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
 _FAMILIAR = ("cross_entropy", "mse", "l1", "smooth_l1", "huber", "bce_with_logits", "bce", "nll", "kl_div")
 
 
@@ -67,7 +67,7 @@ def _as_argument(key: str, value: Any) -> Any:
 
 # %% ../nbs/22_metrics.ipynb #bf4fd8a7
 def infer_loss(outputs: Any, targets: Any) -> str:
-    "The name of the loss that outputs and targets ask for, `own` if the model gives its own; ConfigError with the choices if in doubt."
+    "The name of the loss that outputs and targets ask for, `own` for a model's own; in doubt a ConfigError with choices."
     if own_loss(outputs) is not None: return "own"
     choose = "say loss: " + ", ".join(_FAMILIAR[:6]) + ", a function of (outputs, targets), or write calculate_loss"
     if not isinstance(outputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
@@ -76,15 +76,16 @@ def infer_loss(outputs: Any, targets: Any) -> str:
     fractional = outputs.is_floating_point() and targets.is_floating_point()
     if fractional and outputs.shape == targets.shape: return "mse"
     classes = targets.dtype in (torch.int64, torch.uint8) and outputs.is_floating_point()
-    if classes and outputs.dim() == targets.dim() + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape and outputs.size(1) > 1:
+    one_more = outputs.dim() == targets.dim() + 1
+    if classes and one_more and (outputs.shape[0], *outputs.shape[2:]) == targets.shape and outputs.size(1) > 1:
         return "cross_entropy"
     if fractional and outputs.numel() == targets.numel():
         raise ConfigError(f"loss  {there} hold as many numbers in other shapes, and would be broadcast against each other; "
                           "give both one shape: outputs.squeeze(1), or targets.unsqueeze(1)")
     if outputs.numel() == targets.numel():
-        raise ConfigError(f"loss  {there}: yes or no for each, or a number? for the first say loss: bce_with_logits and give targets "
-                          "as floats in the outputs' shape; for the second give floats and say loss: mse")
-    if targets.dtype in (torch.int8, torch.int16, torch.int32) and outputs.dim() == targets.dim() + 1:
+        raise ConfigError(f"loss  {there}: yes or no for each, or a number? for the first say loss: bce_with_logits and give "
+                          "targets as floats in the outputs' shape; for the second give floats and say loss: mse")
+    if targets.dtype in (torch.int8, torch.int16, torch.int32) and one_more:
         raise ConfigError(f"loss  {there}: class numbers must be int64; write targets.long() in the dataset")
     raise ConfigError(f"loss  cannot be told from {there}; {choose}")
 
@@ -112,12 +113,11 @@ def outputs_and_targets(model: Callable, batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, Mapping): return model(batch), None
     target = next((name for name in _TARGETS if name in batch), None)
     takes, anything = _takes(model)
-    if anything or target in takes: return model(**{name: batch[name] for name in batch if anything or name in takes}), batch.get(target)
-    known = {name: value for name, value in batch.items() if name in takes}
+    known = {name: value for name, value in batch.items() if anything or name in takes}
     others = [name for name in batch if name != target]
     if known: return model(**known), batch.get(target)
     if len(others) == 1: return model(batch[others[0]]), batch.get(target)
-    raise ConfigError(f"training_step  the batch has {', '.join(map(str, batch))}, and the model's forward takes {', '.join(takes)}; "
+    raise ConfigError(f"training_step  the batch has {', '.join(map(str, batch))}, the model's forward takes {', '.join(takes)}; "
                       "use these names in the dataset, or write training_step(batch)")
 
 
@@ -131,7 +131,8 @@ def _call(model: Callable, inputs: Any) -> Any:
 
 def _takes(model: Callable) -> tuple[list[str], bool]:
     parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
-    return [one.name for one in parameters if one.kind is not one.VAR_KEYWORD], any(one.kind is one.VAR_KEYWORD for one in parameters)
+    anything = [one for one in parameters if one.kind is one.VAR_KEYWORD]
+    return [one.name for one in parameters if one not in anything], bool(anything)
 
 # %% ../nbs/22_metrics.ipynb #45930d84
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -190,7 +191,8 @@ class Waiting:
                 elif not event.query(): break
             numbers = iter(host.tolist() if host is not None else ())
             for tag, values in steps:
-                ready.append((tag, {name: next(numbers) if isinstance(value, torch.Tensor) else value for name, value in values.items()}))
+                here = {name: next(numbers) if isinstance(one, torch.Tensor) else one for name, one in values.items()}
+                ready.append((tag, here))
             del self._flying[0]
         return ready
 

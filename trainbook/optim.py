@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +17,14 @@ from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Schedule', 'Update', 'make_updates']
+__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
 #   make_optimizer    a name or an instance → an optimizer, fused where there is such a kernel
 #   Schedule          the learning rate at a step
 #   Update            gradients → weights: norm, clip, check, step, clear
+#   train_step        a window of batches → one update
 #   make_updates      one for each optimizer
 
 # %% ../nbs/21_optim.ipynb #28363c98
@@ -109,6 +110,11 @@ class Update:
         "No gradients are left over."
         for one in self.parameters: one.grad = None
 
+    def start_anew(self) -> None:
+        "No gradients, and no flag of a bad one, from before."
+        self.clear()
+        self.bad.zero_()
+
     def follow(self, training: Any, lr: float, weight_decay: float) -> None:
         "Numbers that were changed; lr and weight_decay are those that its groups have followed so far."
         self.clip, t = training.clip, training
@@ -159,6 +165,23 @@ class Update:
         if self.scale is not None and "scale" in state:
             self.scale.copy_(state["scale"])
             self.growth.copy_(state["growth"])
+
+# %% ../nbs/21_optim.ipynb #4d77157c
+def train_step(window: list[tuple[int, Any]], objective: Callable[[Any], dict], update: Update) -> dict[str, Any]:
+    """One update from a window of (samples, batch): gradients of the mean over its samples, one step of the optimizer.
+    Returns what was measured, still on the device; nothing in here waits for it."""
+    if len(window) == 1:
+        values = objective(window[0][1])
+        update.backward(values["loss"])
+    else:
+        total, values = sum(samples for samples, _ in window), {}
+        for samples, batch in window:
+            found, share = objective(batch), samples / total
+            update.backward(found["loss"] * share)
+            for name, value in found.items(): values[name] = values.get(name, 0) + value * share
+    values = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    values["grad_norm"] = update()
+    return values
 
 # %% ../nbs/21_optim.ipynb #f426ae21
 def make_updates(given: Any, parameters: Iterable, training: Any, scaled: bool = False) -> dict[str, Update]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,34 +25,18 @@ from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint, take_over
 from .lock import LostOwnership, write_whole
-from .loggers import Console, History, NonFinite, Numbers, Origin, Record, Step, place, spell_row
+from .loggers import Console, History, NonFinite, Numbers, Origin, Record, Step, origin_of, place, spell_row
 from .metrics import Task, best_of
-from .optim import Schedule, Update, make_updates
+from .optim import Schedule, make_updates, train_step
 from .registry import build
 from .run import Run, check_name
 from .source import ConfigError
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
+from .weights import load_weights
 
 # %% auto #0
-__all__ = ['train_step', 'keyed', 'Trainer']
-
-# %% ../nbs/33_trainer.ipynb #896a6290
-def train_step(window: list[tuple[int, Any]], objective: Callable[[Any], dict], update: Update) -> dict[str, Any]:
-    """One update from a window of (samples, batch): gradients of the mean over its samples, one step of the optimizer.
-    Returns what was measured, still on the device; nothing in here waits for it."""
-    if len(window) == 1:
-        values = objective(window[0][1])
-        update.backward(values["loss"])
-    else:
-        total, values = sum(samples for samples, _ in window), {}
-        for samples, batch in window:
-            found, share = objective(batch), samples / total
-            update.backward(found["loss"] * share)
-            for name, value in found.items(): values[name] = values.get(name, 0) + value * share
-    values = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    values["grad_norm"] = update()
-    return values
+__all__ = ['keyed', 'Trainer']
 
 # %% ../nbs/33_trainer.ipynb #f97ec997
 def keyed(source: Any, config: Config, salt: int = 0) -> KeyedLoader | None:
@@ -59,19 +44,23 @@ def keyed(source: Any, config: Config, salt: int = 0) -> KeyedLoader | None:
     if source is None or isinstance(source, KeyedLoader): return source
     t, d = config.training, config.data
     if isinstance(source, Dataset):
-        size = t.val_batch_size or t.batch_size if salt else t.batch_size
-        order = {} if isinstance(source, IterableDataset) else {"shuffle": d.shuffle and not salt, "drop_last": d.drop_last and not salt}
-        source = DataLoader(source, size, num_workers=d.num_workers, prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), **order)
+        size, training = t.val_batch_size or t.batch_size if salt else t.batch_size, not salt
+        order = {} if isinstance(source, IterableDataset) else {"shuffle": d.shuffle and training}
+        source = DataLoader(source, size, drop_last=d.drop_last and training, num_workers=d.num_workers,
+                            prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), **order)
     return KeyedLoader(source, seed=mix(t.seed, salt) if salt else t.seed)
 
 # %% ../nbs/33_trainer.ipynb #f7080369
+_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "_evaluated", "_changed")  # as they are, in the state
+
+
 class Trainer(Session, Task):
     "Trains a model on a loader. Every key of a config's training section is a keyword, in any spelling."
 
     def __init__(self, model: torch.nn.Module | str | Mapping, train_loader: Any, val_loader: Any = None, *,
-                 loss: Callable | str | Mapping | None = None, optimizer: Any = None, metrics: Any = None, callbacks: Iterable = (),
-                 config: Config | Mapping | str | Path | None = None, run: Run | Mapping | bool | None = None, stage: str = "train",
-                 quiet: bool = False, **training: Any):
+                 loss: Callable | str | Mapping | None = None, optimizer: Any = None, metrics: Any = None,
+                 callbacks: Iterable = (), config: Config | Mapping | str | Path | None = None,
+                 run: Run | Mapping | bool | None = None, stage: str = "train", quiet: bool = False, **training: Any):
         check_alone()
         words = {"model": model, "loss": loss, "run": run, "optimizer": None if isinstance(optimizer, Mapping) else optimizer}
         words = {key: value for key, value in words.items() if isinstance(value, (str, Mapping))}  # the others are objects
@@ -137,8 +126,8 @@ class Trainer(Session, Task):
         update = next(iter(self.updates.values()))
         lr = update.set_lr(self.schedule, self.step)
         if not self._manual: return lr, train_step(window, self.objective, update)
-        found = self.training_step(window[0][1])
-        return lr, found if isinstance(found, dict) else {} if found is None else {"loss": found}
+        self._norms, found = {}, self.training_step(window[0][1])
+        return lr, self._norms | (found if isinstance(found, dict) else {} if found is None else {"loss": found})
 
     def _attend(self) -> None:
         "What is due after this step: what was asked for, rows, an evaluation, a checkpoint."
@@ -163,9 +152,9 @@ class Trainer(Session, Task):
         if every and (self.epoch + 1) % every == 0 or self.plan.evaluates(self.step): self._evaluate()
         if self.halt: return
         measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self._evaluated == self.step}
-        self.metrics |= self._numbers.epoch.take("train_")
+        self.metrics |= self._numbers.take_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
-        self._note_best("train_")
+        self.best = self._best_after("train_")
         told = {key: self.metrics[key] for key in self.metrics if key.startswith("train_")} | measured | {"lr": self._lr}
         seconds = round(time.perf_counter() - began, 3)
         self._row("epoch", epoch=self.epoch, **told, seconds=seconds)
@@ -185,9 +174,12 @@ class Trainer(Session, Task):
 
     def evaluate(self, loader: Any = None) -> dict[str, float]:
         "The means over a loader (test_…), or over the validation loader (val_…). Training is not touched by it."
-        if loader is None and self.val_loader is None: raise ConfigError("evaluate  needs a loader; none was given here or as val_loader")
+        if loader is None and self.val_loader is None:
+            raise ConfigError("evaluate  needs a loader; none was given here, and none as val_loader")
         loader, name = (self.val_loader, "val_") if loader is None else (keyed(loader, self.config, 2), "test_")
-        return {name + key: value for key, value in self.means_over(self._shown(loader, "evaluating")).items()}
+        found = self.means_over(self._shown(loader, "evaluating"))
+        if loader is not self.val_loader: loader.close()
+        return {name + key: value for key, value in found.items()}
 
     def predict(self, loader: Any) -> Any:
         "The model's outputs for all batches, in the loader's order, on the CPU; joined if they are tensors."
@@ -209,12 +201,12 @@ class Trainer(Session, Task):
         self._evaluated = self.step
         self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
         self._row("eval", epoch=self.epoch_now, **measured)
-        self._note_best("val_")
+        self.best = self._best_after("val_")
         self.listeners.tell("eval_end", self)
 
-    def _note_best(self, measured: str) -> None:
+    def _best_after(self, measured: str) -> dict[str, Any]:
         t = self.config.training
-        self.best = best_of(self.best, self.metrics, measured, self.step, t.monitor, t.monitor_mode)
+        return best_of(self.best, self.metrics, measured, self.step, t.monitor, t.monitor_mode)
 
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
@@ -223,7 +215,8 @@ class Trainer(Session, Task):
     def update(self, name: str) -> torch.Tensor:
         "Likewise: one step of this optimizer, after which its gradients are cleared. Returns their norm."
         self.updates[name].set_lr(self.schedule, self.step)
-        return self.updates[name]()
+        self._norms[f"grad_norm_{name}"] = norm = self.updates[name]()
+        return norm
 
     def settle_loss(self, wanted: Any) -> None:
         "The loss from now on; one that was told from the first batch is said, and becomes part of the config."
@@ -243,36 +236,40 @@ class Trainer(Session, Task):
         "Everything that the next step depends on. Saved whole, loaded whole."
         self._land()
         t, optimizers = self.config.training, {name: update.optimizer.state_dict() for name, update in self.updates.items()}
-        state = {"model": self.model.state_dict(), **({"optimizers": optimizers} if self._manual else {"optimizer": optimizers[""]}),
-                 "rng": self._rng if self.wishes is None and self._rng else rng_state()}
-        if scales := {name: scale for name, update in self.updates.items() if (scale := update.state_dict())}: state["scaler"] = scales
+        state = {"model": self.model.state_dict(), "scaler": {name: update.state_dict() for name, update in self.updates.items()},
+                 "rng": self._rng if self.wishes is None and self._rng else rng_state(),
+                 **({"optimizers": optimizers} if self._manual else {"optimizer": optimizers[""]})}
         if isinstance(self.loss, torch.nn.Module) and (inner := self.loss.state_dict()): state["loss"] = inner
-        state["trainer"] = {
-            "step": self.step, "epoch": self.epoch, "batch": self.batch, "samples": self.samples, "evaluated": self._evaluated,
-            "metrics": dict(self.metrics), "best": dict(self.best), "numbers": self._numbers.state_dict(), "changed": dict(self._changed),
-            "lr": t.lr, "weight_decay": t.weight_decay, "loss": t.loss, "data": self.train_loader.identity(),
-            "loader": self.train_loader.state_dict(), "callbacks": self.listeners.state_dict()}
+        state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
+            "numbers": self._numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
+            "callbacks": self.listeners.state_dict(), "lr": t.lr, "weight_decay": t.weight_decay, "loss": t.loss}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None:
         "Takes back what state_dict gave. Other data than before is refused, unless drift is allowed."
         told = state["trainer"]
-        if (differences := self.train_loader.differences(told["data"])) and not allow_drift:
-            raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or resume with allow_drift=True")
-        self.model.load_state_dict(state["model"])
+        differences = self.train_loader.differences(told["data"])
+        if differences and not allow_drift:
+            raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
+        load_weights(self.model, state["model"])
         for name, update in self.updates.items():
             update.optimizer.load_state_dict(state["optimizers"][name] if self._manual else state["optimizer"])
-            update.load_state_dict(state.get("scaler", {}).get(name, {}))
-        if self.loss is None and told["loss"]: self.settle_loss(told["loss"])
+            update.load_state_dict(state["scaler"].get(name, {}))
+        if self.loss is None and told["loss"]: Task.settle_loss(self, told["loss"])
         if isinstance(self.loss, torch.nn.Module) and "loss" in state: self.loss.load_state_dict(state["loss"])
-        for key in ("step", "epoch", "batch", "samples"): setattr(self, key, told[key])
-        self._evaluated, self.metrics, self.best = told["evaluated"], dict(told["metrics"]), dict(told["best"])
-        self._numbers, self._rng = Numbers(told["numbers"]), state["rng"]
-        self.torn, self.halt, self._changed = False, "", {}
+        for key in _KEPT: setattr(self, key, copy(told[key]))
+        self._numbers, self._rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], False, "", self._changed
+        self._changed = {}
+        if differences: self.batch = self._batch_of(told["data"])
         self.train_loader.load_state_dict(told["loader"])
         self.listeners.load_state_dict(told["callbacks"])
-        changed = {key: now for key, (was, now) in told["changed"].items() if self.config[key] == was}  # else a person changed it since
-        self._apply(changed, told)
+        # what was changed while it ran stays so, unless a person says otherwise now
+        self._apply({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
+
+    def _batch_of(self, data: Mapping) -> int:
+        "The batch to go on from with other data: after as many samples of the epoch as were seen, or at its beginning."
+        was, now = data.get("batch_size"), self.train_loader.identity().get("batch_size")
+        return min(self.batch * was // now, self.plan.batches or 0) if was and now else 0
 
     def save_checkpoint(self, path: str | Path | None = None) -> None:
         "A checkpoint of now in the run; or all of it in one plain file, .pth or .safetensors."
@@ -290,11 +287,8 @@ class Trainer(Session, Task):
         if "trainer" not in found.state: return self._adopt(found)
         self.load_state_dict(found.state, allow_drift)
         if other := drift(self.config, found): self.console.line(f"other than in the checkpoint: {other}")
-        self._origin, self.history, folder = None, History(), found.path.parent
-        if (folder.parent/"run.json").exists():
-            self._origin = Origin(Run(folder.parent), folder.name, self.step, found.facts.get("position"))
-            rows = self._origin.run.story().of("step", "eval", "epoch", stage=folder.name)
-            self.history = History(row for row in rows if row["step"] <= self.step)
+        self._origin = origin_of(found)
+        self.history = self._origin.history() if self._origin else History()
         return self
 
     def _adopt(self, found: Checkpoint) -> Trainer:
@@ -322,7 +316,8 @@ class Trainer(Session, Task):
         "Changed numbers take effect. `made_with`: what the optimizer's groups follow, if not the config as it was."
         before, end = made_with or self.config.training, self.plan.end
         for key, value in values.items(): self._changed[key] = [self._changed.get(key, [self.config[key]])[0], value]
-        self.config = self.config.merge(Config.from_dict(nested({tuple(key.split(".")): value for key, value in values.items()}), "set"))
+        words = nested({tuple(key.split(".")): value for key, value in values.items()})
+        self.config = self.config.merge(Config.from_dict(words, "set"))
         t = self.config.training
         for update in self.updates.values(): update.follow(t, before["lr"], before["weight_decay"])
         self._make_plan()
@@ -361,20 +356,28 @@ class Trainer(Session, Task):
         if self._writes: self._open_run()
         if self._rng is None: seed_everything(t.seed)
         else: set_rng_state(self._rng)
-        for update in self.updates.values(): update.clear()
-        self.model.train()
+        for update in self.updates.values(): update.start_anew()
         self._make_plan()
+        self._check_monitor()
+        self.model.train()
         self._checked = False
         self.console.start_bar(self.plan.total, self.step)
         self._obey()
         self.listeners.tell("fit_start", self)
+
+    def _check_monitor(self) -> None:
+        "A validation metric that decides is looked for in one batch, before an epoch is spent on it."
+        monitor = self.config.training.monitor or ""
+        if not monitor.startswith("val_"): return
+        if self.val_loader is None: raise ConfigError(f"monitor  {monitor} needs a val_loader")
+        best_of({}, {f"val_{key}": 0.0 for key in self.means_over(islice(self._batches(self.val_loader), 1))}, "val_", 0, monitor)
 
     def _open_run(self) -> None:
         run, goes_on = place(self.config, self.stage, self._given, self._origin)
         if goes_on and self._origin is None and steps(run.folder/self.stage): self.resume_from_checkpoint(run.folder/self.stage)
         self.record = Record(run, self.stage, self.config)
         self.record.begin(self.step, goes_on, self._origin.position if self._origin else 0, device=str(self.device),
-                          precision=self.precision.name, batches=self.plan.batches, total=self.plan.total, seed=self.config.training.seed)
+                          precision=self.precision.name, batches=self.plan.batches, total=self.plan.total, seed=self.seed)
         self.run, self.console.file = run, run.folder/"train.log"
         self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {run.folder}")
 
@@ -430,7 +433,8 @@ class Trainer(Session, Task):
         self._land()
         fresh = {key: value for key, value in self.metrics.items()
                  if (self._evaluated == self.step if key.startswith("val_") else self.batch == 0)}
-        if self.record.save(self.state_dict, self.step, self.epoch_now, fresh, final, self.config): self.listeners.tell("saved", self)
+        new = self.record.save(self.state_dict, self.step, self.epoch_now, fresh, final, self.config)
+        if new: self.listeners.tell("saved", self)
 
     @property
     def epoch_now(self) -> float:
@@ -445,5 +449,6 @@ class Trainer(Session, Task):
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(update.optimizer).__name__ for update in self.updates.values())
-        return (f"Trainer of {type(self.model).__name__} ({sum(one.numel() for one in self.model.parameters()):,} parameters), {kinds}, "
+        count = sum(one.numel() for one in self.model.parameters())
+        return (f"Trainer of {type(self.model).__name__} ({count:,} parameters), {kinds}, "
                 f"{self.schedule.kind} to step {self.plan.total or '?'}, {self.precision.name} on {self.device}, at {self.where}")
