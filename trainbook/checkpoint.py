@@ -112,6 +112,11 @@ class CheckpointManager:
             self._start(self._write, step, text, copied, final, now)
         if wait: self.wait()
 
+    def mark(self, step: int, metrics: Mapping[str, float] | None = None, final: bool = False) -> None:
+        "A step that is there already was measured since, or is the last one: best and final follow."
+        self.wait(); self._own()
+        self._start(self._settle_again, step, plain_metrics(metrics), final)
+
     def _same_step(self, step: int, tree: dict, files: dict, metrics: dict, final: bool) -> None:
         "The periodic one and the final one, say: nothing is written again; another state is not taken for this one."
         if not self._is_saved(tree, files):

@@ -6,33 +6,39 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from .checkpoint import CheckpointManager
 from .config import Config
-from .schema import Duration, Root, duration
-from .source import ConfigError
+from .run import Run
+from .schema import duration
+from .stepfolder import Checkpoint, steps
+from .tensorfile import CheckpointError
 
 # %% auto #0
-__all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Plan', 'make_plan', 'Wishes', 'listening', 'Paused',
-           'interactive', 'leave', 'GivenUp', 'Session']
+__all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Wishes', 'listening', 'Paused', 'interactive', 'leave',
+           'GivenUp', 'Session', 'Origin', 'origin_of', 'place', 'Record']
 
 # %% ../nbs/31_events.ipynb #6a49436f
 # Map of this module, top to bottom:
 #   EVENTS, Callback     seven moments, and what listens to them
 #   Listeners            bound once; an event that nobody hears costs nothing
 #   picture              the loop with its listeners
-#   Plan, make_plan      at which steps anything is due, and where it ends
 #   Wishes, listening    Ctrl-C and SIGTERM as notes that the loop reads
 #   Paused, leave        how an interrupted training ends in a notebook and in a script
 #   Session              open, work, close in order, whatever happens
+#   Origin, place        which run a training writes: a new one, the one it came from, a branch of it
+#   Record               that run's log, checkpoints and inbox in one hand
 
 # %% ../nbs/31_events.ipynb #b79bb150
 EVENTS = ("fit_start", "epoch_start", "step_end", "eval_end", "epoch_end", "saved", "fit_end")
@@ -141,86 +147,6 @@ def picture(listeners: Listeners | None = None) -> str:
         lines.append(f"{line.split('#')[0].rstrip():40} ← {names}" if names else line)
     return "\n".join(lines)
 
-# %% ../nbs/31_events.ipynb #59dcc00e
-class Plan(NamedTuple):
-    "Everything about when, as numbers of steps; None is never, or not known before an epoch is over."
-    batches: int | None         # in one epoch
-    per_epoch: int | None       # updates in one epoch
-    end: Duration
-    total: int | None           # updates in all
-    rows: float | None          # between two rows of the log
-    evals: float | None         # between two evaluations, where not at the end of an epoch
-    eval_epochs: int | None     # epochs between two evaluations
-    saves: float | None         # between two checkpoints, likewise
-    warmup: int
-
-    def is_over(self, step: int, epoch: int, seconds: float) -> bool:
-        "Is this where training ends?"
-        if self.end.unit == "seconds": return seconds >= self.end.amount
-        return self.total is not None and step >= self.total or self.end.unit == "epochs" and epoch >= self.end.amount
-
-    def evaluates(self, step: int) -> bool: return _crosses(self.evals, step)
-    def writes_row(self, step: int) -> bool: return _crosses(self.rows, step)
-
-    def epoch_at(self, epoch: int, batch: int) -> float:
-        "Epochs done, with the part of this one."
-        return epoch + (round(batch / self.batches, 4) if batch and self.batches else 0)
-
-    def next(self, step: int) -> float:
-        "The next step at which anything is due."
-        return min(_after(every, step) for every in (self.rows, self.evals, self.saves, self.total))
-
-
-_UNBUILT = {
-    "training": ("groups", "no_decay", "freeze", "clip_value", "class_weights", "curriculum", "compile",
-                 "channels_last", "after_end", "gradient_checkpointing", "distributed", "early_stopping", "restore_best",
-                 "ema", "label_smoothing"),
-    "logging": ("tensorboard", "wandb", "histograms")}
-
-
-def _refuse_unbuilt(config: Config) -> None:
-    "A key that would change nothing is an error, not a promise."
-    plain = Root()
-    odd = [(section, key) for section, keys in _UNBUILT.items() for key in keys
-           if config[f"{section}.{key}"] != plain[section][key]]
-    if odd: raise ConfigError(*(f"{config.place(path)}  {'.'.join(path)}  is not built yet; take it out" for path in odd))
-
-
-def make_plan(config: Config, batches: int | None) -> Plan:
-    "The plan of a config for epochs of so many batches (None: nobody knows); ConfigError for what cannot be."
-    _refuse_unbuilt(config)
-    t = config.training
-    if t.limit and batches: batches = min(batches, t.limit)
-    per_epoch = batches and math.ceil(batches / t.accumulate)
-    def span(key: str, value: Any) -> float | None:
-        "An interval in steps."
-        if value is None: return None
-        amount, unit = duration(value)
-        if unit == "seconds":
-            raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
-        if unit == "epochs" and per_epoch is None and amount:
-            raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; say steps")
-        return amount if unit == "steps" else amount * (per_epoch or 0)
-    end, save = duration(t.epochs), duration(t.save_interval or 1)
-    whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
-    total = end.amount if end.unit == "steps" else None
-    if end.unit == "epochs" and per_epoch: total = math.ceil(end.amount * per_epoch)
-    return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
-                evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
-                eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
-                saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
-                warmup=math.ceil(span("warmup", t.warmup)))
-
-
-def _crosses(every: float | None, step: int) -> bool:
-    "Does a multiple of the interval lie at this step, or between the step before and this one?"
-    return every is not None and int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
-
-
-def _after(every: float | None, step: int) -> float:
-    "The first multiple of an interval after this step, rounded up to a step."
-    return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
-
 # %% ../nbs/31_events.ipynb #cff4cf64
 class Wishes:
     "What a signal asked for, until the loop looks: the signal's number, 0 for none."
@@ -274,7 +200,8 @@ class Session:
     "Work that may be interrupted: signals are wishes inside, and it ends in order whatever happens."
     wishes: Wishes | None = None        # while a session is open
     error: BaseException | None = None  # what ended the last one
-    in_step = torn = False
+    in_step = ""                        # what cannot be left half done: a step, or fetching from a source that keeps a state
+    torn = ""                           # why what is in memory is nothing to go on from
     halt = ""                           # why it shall end: paused, stopped
 
     def open(self) -> None: ...
@@ -288,15 +215,17 @@ class Session:
         if self.wishes is not None:
             yield
             return
-        if self.torn: raise RuntimeError("training was stopped in the middle of a step; resume_from_checkpoint(), then train()")
-        self.wishes, self.halt, self.in_step, self.error, status = Wishes(), "", False, None, "failed"
+        if self.torn: raise RuntimeError(f"training {self.torn}; resume_from_checkpoint(), then train()")
+        self.wishes, self.halt, self.in_step, self.error, status = Wishes(), "", "", None, "failed"
         try:
             with listening(self.wishes):
                 self.open()
                 yield
                 status = self.finish()
         except BaseException as error:
-            self.error, self.torn = error, self.in_step and not isinstance(error, Exception)
+            self.error = error
+            if self.in_step and not isinstance(error, Exception) or self.in_step == "fetching":
+                self.torn = f"was stopped in the middle of {'a step' if self.in_step == 'step' else 'reading its data'}"
             if not self.in_step: self.rescue()
             raise
         finally:
@@ -311,3 +240,114 @@ class Session:
     def stop(self) -> None:
         "Ends after this step, in order. For callbacks; from elsewhere, run.tell(\"stop\")."
         self.halt = "stopped"
+
+# %% ../nbs/31_events.ipynb #9b920215
+class Origin(NamedTuple):
+    "Where a training comes from: a checkpoint, and how far the log was known to it; None: all of it, this process wrote it."
+    run: Run
+    stage: str
+    step: int
+    position: int | None = None
+
+
+def origin_of(checkpoint: Checkpoint) -> Origin | None:
+    "Where a checkpoint of ours lies; None if that is no run."
+    folder = checkpoint.path.parent
+    if not (folder.parent/"run.json").exists(): return None
+    return Origin(Run(folder.parent), folder.name, checkpoint.facts["step"], checkpoint.facts.get("position"))
+
+
+def place(config: Config, stage: str, run: Run | None = None, origin: Origin | None = None) -> tuple[Run, bool]:
+    "The run to write, and whether it goes on there."
+    if origin is None:
+        run = run or Run.create(config)
+        return run, (run.folder/"events.jsonl").exists() and _begun(run, stage)
+    wanted = run.folder if run else config.training.save_dir and Path(config.training.save_dir).expanduser()
+    here = not wanted or wanted.resolve() == origin.run.folder.resolve() or origin.position is None
+    if here and origin.stage == stage and max(steps(origin.run.folder/stage), default=0) <= origin.step: return origin.run, True
+    return Run.create(config.merge({"run": {"on_existing": "new"}}), parent=(origin.run, origin.stage, origin.step)), False
+
+
+def _begun(run: Run, stage: str) -> bool:
+    return any(row.get("stage") == stage for row in run.story().of("start", "resume"))
+
+
+class Record:
+    "The run folder of one training: its log, its checkpoints, and what is asked of it."
+
+    def __init__(self, run: Run, stage: str, config: Config):
+        self.run, self.stage, self._failed, self._told = run, stage, 0, False
+        self._again: list[dict] = []  # controls of earlier lives that are still to come
+        self._saved: int | None = None  # the newest step that is there
+        self.ledger, training = run.write(), config.training
+        try: self.manager = CheckpointManager(run.folder/stage, training.save_interval, training.keep_last_n, training.keep_every,
+                                              training.monitor, training.monitor_mode, training.export, self.ledger)
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def begin(self, step: int, goes_on: bool, position: int | None, **facts: Any) -> None:
+        "A life begins here, at step 0 or from a checkpoint that knew the log up to a position (None: all of it)."
+        known = self.ledger.position if position is None else position
+        self._saved = max(self.manager.steps, default=None)
+        if goes_on: self._again = self.ledger.resume(self.stage, step, known, **facts)
+        else: self.ledger.start(self.stage, **facts)
+
+    def asked(self, step: int, gone: Callable[[], bool]) -> Iterator[dict]:
+        """What was asked for: controls of an earlier life at their own step, written down once more, and what lies in the inbox.
+        After a pause it waits here, everything in memory, until somebody says resume or stop, or who waits is gone."""
+        self.ledger.step = step
+        while self.next_again <= step:
+            control = self._again.pop(0)
+            self.ledger.again(control)
+            yield control
+        paused = False
+        while True:
+            for control in self.ledger.commands():
+                if control["command"] in ("pause", "resume", "stop"): paused = control["command"] == "pause"
+                if control["command"] != "resume": yield control
+            if not paused or gone(): return
+            time.sleep(0.05)
+
+    @property
+    def next_again(self) -> float:
+        "The step of the next control of an earlier life."
+        return self._again[0]["step"] if self._again else float("inf")
+
+    def follow(self, training: Any) -> None:
+        "Intervals that were changed while it runs."
+        self.manager.save_interval = training.save_interval and duration(training.save_interval)
+        self.manager.keep_last_n = training.keep_last_n
+
+    def flush(self) -> None:
+        "What was logged is in the file. A full disk is told once; the rows wait in memory."
+        try: self.ledger.flush()
+        except OSError as error:
+            if not self._told: warnings.warn(f"the event log cannot be written: {error}; its rows wait in memory", stacklevel=2)
+            self._told = True
+        else: self._told = False
+
+    def save(self, state: Callable[[], dict], step: int, epoch: float, metrics: dict, final: bool, config: Config) -> bool:
+        """A checkpoint, True if it is new: a step that is there is not saved again, but may turn out to be the best or the last.
+        If the disk refuses even the log, the third time in a row ends training."""
+        try:
+            if step == self._saved:
+                self.manager.mark(step, metrics, final)
+                return False
+            self.ledger.log("checkpoint", step, epoch=epoch)
+            self.manager.save(state(), step, epoch, metrics, final=final, config=config)
+        except OSError as error:
+            self._failed += 1
+            if self._failed >= 3:
+                raise CheckpointError(f"{self._failed} saves in a row failed; the last, of step {step:,}: {error}") from None
+            warnings.warn(f"no checkpoint of step {step:,}: {error}; training goes on, older ones are intact", stacklevel=2)
+            return False
+        self._failed, self._saved = 0, step
+        return True
+
+    def close(self, status: str | None = None, **facts: Any) -> None:
+        "The last row, the save in progress, and the lock."
+        try:
+            self.manager.close()
+            if status: self.ledger.end(status, **facts)
+        finally: self.ledger.close()

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checkpoint import CheckpointManager
 from .config import Config
+from .device import rng_state
+from .events import Listeners, Origin, Record, Session, place
+from .lock import LostOwnership
 from .metrics import Tally, Waiting
-from .run import Run
-from .schema import duration
-from .stepfolder import Checkpoint, steps
+from .run import Run, check_name
+from .stepfolder import steps
 from .tensorfile import CheckpointError
 
 # %% auto #0
-__all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'History', 'NonFinite', 'Step', 'Numbers', 'Origin',
-           'origin_of', 'place', 'Record']
+__all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'History', 'history_of', 'NonFinite', 'Step', 'Numbers',
+           'Recorded']
 
 # %% ../nbs/32_loggers.ipynb #2edb7c8e
 # Map of this module, top to bottom:
@@ -31,8 +31,7 @@ __all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'Histor
 #   spell_row       a row of numbers as a line
 #   History         what was measured, as a table and as a picture
 #   Step, Numbers   from the device to means and rows
-#   Origin, place   which run a training writes: a new one, the one it came from, a branch of it
-#   Record          that run's log, checkpoints and inbox in one hand
+#   Recorded        a session that writes a run
 
 # %% ../nbs/32_loggers.ipynb #9b22e28f
 def in_notebook() -> bool:
@@ -190,8 +189,8 @@ class History:
         losses = [name for name in self.curve if name.endswith("loss")]
         others = [name for name in self.curve if name.startswith("val_") and name not in losses]
         figure = Figure(figsize=(4.2 * (1 + bool(others)), 2.8), layout="constrained")
-        for place, names in enumerate(filter(None, (losses, others))):
-            axes = figure.add_subplot(1, 1 + bool(others), place + 1)
+        for number, names in enumerate(filter(None, (losses, others)), 1):
+            axes = figure.add_subplot(1, 1 + bool(others), number)
             for name in names:
                 steps, values = self.curve[name]
                 axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if name.startswith("val_") else None, markersize=3)
@@ -206,6 +205,13 @@ class History:
         picture = BytesIO()
         self.figure().savefig(picture, format="png", dpi=110)
         return picture.getvalue()
+
+
+def history_of(origin: Origin | None) -> History:
+    "What the run of a checkpoint had measured up to there."
+    if origin is None: return History()
+    rows = origin.run.story().of("step", "eval", "epoch", stage=origin.stage)
+    return History(row for row in rows if row["step"] <= origin.step)
 
 
 def _numbers(row: dict, also: tuple[str, ...] = ()) -> dict[str, float]:
@@ -265,120 +271,102 @@ class Numbers:
                 yield "step", step, self.newest
 
 # %% ../nbs/32_loggers.ipynb #30218544
-class Origin(NamedTuple):
-    "Where a training comes from: a checkpoint of a run, and how far that run's log was known to it (None: all of it)."
-    run: Run
-    stage: str
-    step: int
-    position: int | None = None
+class Recorded(Session):
+    "A session that writes a run: rows, lines, checkpoints; and that does what is asked for from outside."
 
+    def __init__(self, config: Config, stage: str, callbacks: Iterable, quiet: bool, run: Run | bool | None):
+        self.config, self.stage = config, check_name(stage)
+        self.listeners, self.console = Listeners(callbacks), Console(quiet=quiet)
+        self.step = self.epoch = self.batch = self.samples = self.evaluated = 0  # done so far; the batch within its epoch
+        self.metrics, self.best, self.history, self.numbers = {}, {}, History(), Numbers()
+        self.run: Run | None = None
+        self.record: Record | None = None  # while the run is open
+        self.writes, self.given = run is not False, run if isinstance(run, Run) else None
+        self.origin: Origin | None = None  # the checkpoint or the session that this one goes on from
+        self.rng, self.save_asked, self.skips = None, False, config.training.nonfinite == "skip"
 
-    def history(self) -> History:
-        "What was measured up to there."
-        rows = self.run.story().of("step", "eval", "epoch", stage=self.stage)
-        return History(row for row in rows if row["step"] <= self.step)
+    def state_dict(self) -> dict[str, Any]: return {}
+    def facts(self) -> dict[str, Any]: return {}  # of the first row
+    def go_back_to(self, checkpoint: Path) -> None: ...
+    def change(self, values: Mapping[str, Any]) -> None: ...
+    def evaluate_now(self) -> None: ...
 
+    def open_run(self) -> None:
+        "The run is ours to write: a new one, or the one to go on with."
+        run, goes_on = place(self.config, self.stage, self.given, self.origin)
+        if goes_on and self.origin is None and steps(run.folder/self.stage): self.go_back_to(run.folder/self.stage)
+        self.record = Record(run, self.stage, self.config)
+        self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **self.facts())
+        self.run, self.console.file = run, run.folder/"train.log"
+        self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {run.folder}")
 
-def origin_of(checkpoint: Checkpoint) -> Origin | None:
-    "Where a checkpoint of ours lies; None if that is no run."
-    folder = checkpoint.path.parent
-    if not (folder.parent/"run.json").exists(): return None
-    return Origin(Run(folder.parent), folder.name, checkpoint.facts["step"], checkpoint.facts.get("position"))
+    def obey(self) -> None:
+        "Does what was asked for, from outside and by a signal."
+        for control in self.record.asked(self.step, lambda: bool(self.wishes.asked)) if self.record else ():
+            command = control["command"]
+            if command == "set": self.change(control["values"])
+            elif command == "stop": self.stop()
+            elif command == "evaluate": self.evaluate_now()
+            elif command == "save": self.save_asked = True
+            elif command == "pause":
+                self.console.line(f"paused at {self.where}")
+                if self.batch != self.plan.batches: self.save()
+        if self.wishes and self.wishes.asked: self.halt = "paused"
 
+    def rescue(self) -> None:
+        "After an error between two steps, what was reached is kept."
+        if isinstance(self.error, NonFinite): self.torn = "met a gradient that was not finite"
+        if not self.step or isinstance(self.error, (NonFinite, CheckpointError, LostOwnership)): return
+        try: self.save()
+        except Exception as late: self.console.line(f"and it could not be saved: {late}")
 
-def place(config: Config, stage: str, run: Run | None = None, origin: Origin | None = None) -> tuple[Run, bool]:
-    "The run to write, and whether it goes on there."
-    if origin is None:
-        run = run or Run.create(config)
-        return run, (run.folder/"events.jsonl").exists() and _begun(run, stage)
-    wanted = run.folder if run else config.training.save_dir and Path(config.training.save_dir).expanduser()
-    here = not wanted or wanted.resolve() == origin.run.folder.resolve()
-    if here and origin.stage == stage and max(steps(origin.run.folder/stage), default=0) <= origin.step: return origin.run, True
-    return Run.create(config, parent=(origin.run, origin.stage, origin.step)), False
+    def close(self, status: str) -> None:
+        "Everyone is told, everything is let go of."
+        record = self.record
+        try:
+            if record or not self.writes: self.listeners.tell("fit_end", self)
+        finally:
+            self.rng, self.record = rng_state(), None
+            self.console.end_bar()
+            if record:
+                self.origin = Origin(record.run, self.stage, self.step)
+                record.close(status, **({"error": f"{type(self.error).__name__}: {self.error}"} if self.error else {}))
 
+    def land(self, wait: bool = True) -> None:
+        "The numbers that have arrived from the device become rows; also tells of a gradient that was not finite."
+        for event, step, values in self.numbers.land(self.plan.writes_row, self.skips, wait):
+            self.row(event, step.number, epoch=self.plan.epoch_at(step.epoch, step.batch), lr=step.lr, **values)
 
-def _begun(run: Run, stage: str) -> bool:
-    return any(row.get("stage") == stage for row in run.story().of("start", "resume"))
+    def row(self, event: str, step: int | None = None, **values: Any) -> None:
+        step = self.step if step is None else step
+        self.history.add({"event": event, "step": step, **values})
+        if self.record: self.record.ledger.log(event, step, **values)
 
+    def refuse(self, why: str) -> None:
+        "A change that cannot be is said and passed over; training goes on."
+        self.console.line(f"not changed: {why}")
+        self.row("warning", text=f"not changed: {why}")
 
-class Record:
-    "The run folder of one training: its log, its checkpoints, and what is asked of it."
+    def save_is_due(self) -> bool:
+        "The interval has passed, somebody asked, or a validation was the best so far."
+        if self.record is None: return False
+        best = self.best.get("step") == self.step and (self.best["name"].startswith("val_") or self.config.training.monitor)
+        return bool(best or self.save_asked or self.record.manager.due(self.step, self.epoch_now))
 
-    def __init__(self, run: Run, stage: str, config: Config):
-        self.run, self.stage, self._failed, self._told = run, stage, 0, False
-        self._again: list[dict] = []  # controls of earlier lives that are still to come
-        self._saved: tuple[int, dict, bool] | None = None  # step, state, whether as the final one
-        self.ledger, training = run.write(), config.training
-        try: self.manager = CheckpointManager(run.folder/stage, training.save_interval, training.keep_last_n, training.keep_every,
-                                              training.monitor, training.monitor_mode, training.export, self.ledger)
-        except BaseException:
-            self.ledger.close()
-            raise
-
-    def begin(self, step: int, goes_on: bool, position: int | None, **facts: Any) -> None:
-        "A life begins here, at step 0 or from a checkpoint that knew the log up to a position (None: all of it)."
-        known = self.ledger.position if position is None else position
-        if goes_on: self._again = self.ledger.resume(self.stage, step, known, **facts)
-        else: self.ledger.start(self.stage, **facts)
-
-    def asked(self, step: int, gone: Callable[[], bool]) -> Iterator[dict]:
-        """What was asked for: controls of an earlier life at their own step, written down once more, and what lies in the inbox.
-        After a pause it waits here, everything in memory, until somebody says resume or stop, or who waits is gone."""
-        self.ledger.step = step
-        while self.next_again <= step:
-            control = self._again.pop(0)
-            self.ledger.again(control)
-            yield control
-        paused = False
-        while True:
-            for control in self.ledger.commands():
-                if control["command"] in ("pause", "resume", "stop"): paused = control["command"] == "pause"
-                if control["command"] != "resume": yield control
-            if not paused or gone(): return
-            time.sleep(0.05)
+    def save(self, final: bool = False) -> None:
+        "A checkpoint of now, once in a step; the last one also bears the name final."
+        self.save_asked = False
+        if self.record is None or not self.step: return
+        self.land()
+        fresh = {key: value for key, value in self.metrics.items()
+                 if (self.evaluated == self.step if key.startswith("val_") else self.batch == 0)}
+        new = self.record.save(self.state_dict, self.step, self.epoch_now, fresh, final, self.config)
+        if new: self.listeners.tell("saved", self)
 
     @property
-    def next_again(self) -> float:
-        "The step of the next control of an earlier life."
-        return self._again[0]["step"] if self._again else float("inf")
+    def epoch_now(self) -> float:
+        "Epochs done, with the part of this one."
+        return self.plan.epoch_at(self.epoch, self.batch)
 
-    def follow(self, training: Any) -> None:
-        "Intervals that were changed while it runs."
-        self.manager.save_interval = training.save_interval and duration(training.save_interval)
-        self.manager.keep_last_n = training.keep_last_n
-
-    def flush(self) -> None:
-        "What was logged is in the file. A full disk is told once; the rows wait in memory."
-        try: self.ledger.flush()
-        except OSError as error:
-            if not self._told: warnings.warn(f"the event log cannot be written: {error}; its rows wait in memory", stacklevel=2)
-            self._told = True
-        else: self._told = False
-
-    def has(self, step: int, final: bool = False) -> bool:
-        "Was this step saved in this life, as the final one if that is asked?"
-        return self._saved is not None and self._saved[0] == step and (self._saved[2] or not final)
-
-    def save(self, state: Callable[[], dict], step: int, epoch: float, metrics: dict, final: bool, config: Config) -> bool:
-        "A checkpoint, once in a step; True if it is new. If the disk refuses even the log, the third time ends training."
-        new = not self.has(step)
-        if self.has(step, final): return False
-        try:
-            if new: self.ledger.log("checkpoint", step, epoch=epoch)
-            self._saved = (step, state() if new else self._saved[1], final)
-            self.manager.save(self._saved[1], step, epoch, metrics, final=final, config=config)
-        except OSError as error:
-            self._failed += 1
-            if self._failed >= 3:
-                raise CheckpointError(f"{self._failed} saves in a row failed; the last, of step {step:,}: {error}") from None
-            warnings.warn(f"no checkpoint of step {step:,}: {error}; training goes on, older ones are intact", stacklevel=2)
-            return False
-        self._failed = 0
-        return new
-
-    def close(self, status: str | None = None, **facts: Any) -> None:
-        "The last row, the save in progress, and the lock."
-        try:
-            self.manager.close()
-            if status: self.ledger.end(status, **facts)
-        finally: self.ledger.close()
+    @property
+    def where(self) -> str: return f"step {self.step:,} (epoch {self.epoch_now:g})"

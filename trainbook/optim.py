@@ -115,12 +115,13 @@ class Update:
         self.clear()
         self.bad.zero_()
 
-    def follow(self, training: Any, lr: float, weight_decay: float) -> None:
-        "Numbers that were changed; lr and weight_decay are those that its groups have followed so far."
-        self.clip, t = training.clip, training
+    def follow(self, training: Any, before: Mapping[str, float]) -> None:
+        "Numbers that were changed; `before` are those that its groups have followed so far."
+        self.clip, lr = training.clip, before["lr"]
         for group in self.optimizer.param_groups:
-            if t.lr != lr: group["initial_lr"] = group["initial_lr"] * t.lr / lr if lr else t.lr
-            if t.weight_decay != weight_decay and "weight_decay" in group: group["weight_decay"] = t.weight_decay
+            if training.lr != lr: group["initial_lr"] = group["initial_lr"] * training.lr / lr if lr else training.lr
+            for key in ("weight_decay", "momentum"):
+                if key in group and training[key] != before[key]: group[key] = training[key]
 
     def backward(self, loss: torch.Tensor) -> None:
         "Gradients of a loss, multiplied by the scale of fp16 if there is one."

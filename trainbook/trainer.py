@@ -19,19 +19,20 @@ from .config import Config
 from .data import KeyedLoader, ahead
 from .device import make_deterministic, mix, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
 from .dist import check_alone
-from .events import GivenUp, Listeners, Session, make_plan, picture
+from .events import GivenUp, origin_of, picture
 from .foreign import export_checkpoint
 from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint, take_over
-from .lock import LostOwnership, write_whole
-from .loggers import Console, History, NonFinite, Numbers, Origin, Record, Step, origin_of, place, spell_row
+from .lock import write_whole
+from .loggers import History, Numbers, Recorded, Step, history_of, spell_row
 from .metrics import Task, best_of
 from .optim import Schedule, make_updates, train_step
+from .plan import Plan, make_plan
 from .registry import build
-from .run import Run, check_name
+from .run import Run
 from .source import ConfigError
-from .stepfolder import Checkpoint, steps
+from .stepfolder import Checkpoint
 from .tensorfile import CheckpointError
 from .weights import load_weights
 
@@ -51,10 +52,10 @@ def keyed(source: Any, config: Config, salt: int = 0) -> KeyedLoader | None:
     return KeyedLoader(source, seed=mix(t.seed, salt) if salt else t.seed)
 
 # %% ../nbs/33_trainer.ipynb #f7080369
-_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "_evaluated", "_changed")  # as they are, in the state
+_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "_changed")  # as they are, in the state
 
 
-class Trainer(Session, Task):
+class Trainer(Recorded, Task):
     "Trains a model on a loader. Every key of a config's training section is a keyword, in any spelling."
 
     def __init__(self, model: torch.nn.Module | str | Mapping, train_loader: Any, val_loader: Any = None, *,
@@ -64,21 +65,18 @@ class Trainer(Session, Task):
         check_alone()
         words = {"model": model, "loss": loss, "run": run, "optimizer": None if isinstance(optimizer, Mapping) else optimizer}
         words = {key: value for key, value in words.items() if isinstance(value, (str, Mapping))}  # the others are objects
-        self.config = Config.settle(config, training | words, stage)
+        Recorded.__init__(self, Config.settle(config, training | words, stage), stage, callbacks, quiet, run)
         t = self.config.training
         if not isinstance(model, torch.nn.Module): model = build("model", self.config)
         device = pick_device(t.device, model)
-        super().__init__(model.to(device), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed)
-        self.stage, self.console, self.listeners = check_name(stage), Console(quiet=quiet), Listeners(callbacks)
+        Task.__init__(self, model.to(device), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed)
         self.train_loader, self.val_loader = keyed(train_loader, self.config), keyed(val_loader, self.config, 1)
         trained = [*self.model.parameters(), *(self.loss.parameters() if isinstance(self.loss, torch.nn.Module) else ())]
+        if isinstance(optimizer, torch.optim.Optimizer): self._follow_optimizer(optimizer)
         self.updates, self._manual = make_updates(optimizer, trained, t, self.precision.scaled), isinstance(optimizer, Mapping)
-        self.step = self.epoch = self.batch = self.samples = 0  # done so far; the batch is counted within the epoch
-        self.metrics, self.best, self.history, self._numbers = {}, {}, History(), Numbers()
-        self.run: Run | None = None
-        self.record: Record | None = None  # while the run is open
-        self._writes, self._given, self._origin = run is not False, run if isinstance(run, Run) else None, None
-        self._changed, self._evaluated, self._save_asked, self._rng = {}, 0, False, None
+        self._changed: dict[str, list] = {}
+        self.skips |= self.precision.scaled
+        self._gives_up = False
         self._make_plan()
 
     # --- the loop ---------------------------------------------------------------------------------
@@ -98,17 +96,21 @@ class Trainer(Session, Task):
             if self.batch == 0: self.listeners.tell("epoch_start", self)
             else: self._attend()  # what was due when it was interrupted
             began, hears = time.perf_counter(), bool(self.listeners.of["step_end"])
+            between = "fetching" if self.train_loader.state_dict() else ""  # such a source cannot be set back by a batch
+            self.in_step = between
             for window in () if self.halt else self._windows():
-                self.in_step = True
+                self.in_step = "step"
                 lr, values = self._take_step(window)
                 samples = window[0][0] if len(window) == 1 else sum(count for count, _ in window)
                 self.step, self.batch, self.samples = self.step + 1, self.batch + len(window), self.samples + samples
-                self._numbers.add(Step(self.step, self.epoch, self.batch, samples, lr), values)
-                self.in_step = False
+                self.numbers.add(Step(self.step, self.epoch, self.batch, samples, lr), values)
+                self.in_step = ""
                 if hears: self.listeners.tell("step_end", self)
                 if self.step >= self._next or self.halt or self.wishes.asked or time.monotonic() >= self._look:
                     self._attend()
                     if self.halt or self.batch != self.plan.batches and self.done: return
+                self.in_step = between
+            self.in_step = ""
             if not self.halt: self._end_epoch(began)
 
     def _windows(self) -> Iterator[list[tuple[int, Any]]]:
@@ -131,39 +133,39 @@ class Trainer(Session, Task):
 
     def _attend(self) -> None:
         "What is due after this step: what was asked for, rows, an evaluation, a checkpoint."
-        self._obey()
-        self._land(wait=False)
+        self.obey()
+        self.land(wait=False)
         if self.batch != self.plan.batches and not self.halt:  # else the end of the epoch does it
-            if self.plan.evaluates(self.step): self._evaluate()
-            if not self.halt and self._save_is_due(): self._save()
+            if self.plan.evaluates(self.step): self.evaluate_now()
+            if not self.halt and self.save_is_due(): self.save()
         if time.monotonic() >= self._look:
-            if self.console.bar: self.console.bar.at(self.step, f"epoch {self.epoch + 1}  {spell_row(self._numbers.newest)}")
+            if self.console.bar: self.console.bar.at(self.step, f"epoch {self.epoch + 1}  {spell_row(self.numbers.newest)}")
             if self.record: self.record.flush()
             self._look = time.monotonic() + 0.25
         self._next = min(self.plan.next(self.step), self.record.next_again if self.record else self.step + 1e9)
 
     def _end_epoch(self, began: float) -> None:
         "Evaluates if it is due, tells the means, saves if it is due. Given up in the evaluation, all of it is done again."
-        self._land()
+        self.land()
         if not self.batch:
             raise ConfigError(f"train_loader  yields no batch in epoch {self.epoch + 1}; an iterator is used up after one epoch: "
                               "give a list, a DataLoader or a Dataset")
         every = self.plan.eval_epochs
-        if every and (self.epoch + 1) % every == 0 or self.plan.evaluates(self.step): self._evaluate()
+        if every and (self.epoch + 1) % every == 0 or self.plan.evaluates(self.step): self.evaluate_now()
         if self.halt: return
-        measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self._evaluated == self.step}
-        self.metrics |= self._numbers.take_epoch()
+        measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self.evaluated == self.step}
+        self.metrics |= self.numbers.take_epoch()
         self.epoch, self.batch = self.epoch + 1, 0
         self.best = self._best_after("train_")
         told = {key: self.metrics[key] for key in self.metrics if key.startswith("train_")} | measured | {"lr": self._lr}
         seconds = round(time.perf_counter() - began, 3)
-        self._row("epoch", epoch=self.epoch, **told, seconds=seconds)
+        self.row("epoch", epoch=self.epoch, **told, seconds=seconds)
         self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, told, seconds,
                            self.best.get("step") == self.step)
         self.listeners.tell("epoch_end", self)
-        self._obey()
+        self.obey()
         over = self.done and not self.halt
-        if over or self._save_is_due(): self._save(final=over)
+        if over or self.save_is_due(): self.save(final=over)
 
     @property
     def done(self) -> bool:
@@ -190,23 +192,35 @@ class Trainer(Session, Task):
         try: total = len(loader)
         except TypeError: total = None
         for pair in self.console.over(self._batches(loader), what, total, self.step):
-            if self.wishes and self.wishes.asked: raise GivenUp
+            if self._gives_up and self.wishes.asked: raise GivenUp
             yield pair
 
-    def _evaluate(self) -> None:
+    def evaluate_now(self) -> None:
         "The evaluation that is due, unless it was made at this step. Given up, it is as if it had not begun."
-        if self.val_loader is None or self._evaluated == self.step: return
+        if self.val_loader is None or self.evaluated == self.step: return
+        self._gives_up = True  # one that a callback asks for is not given up
         try: measured = self.evaluate()
-        except GivenUp: return self._obey()
-        self._evaluated = self.step
+        except GivenUp: return self.obey()
+        finally: self._gives_up = False
+        self.evaluated = self.step
         self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
-        self._row("eval", epoch=self.epoch_now, **measured)
+        self.row("eval", epoch=self.epoch_now, **measured)
         self.best = self._best_after("val_")
         self.listeners.tell("eval_end", self)
 
     def _best_after(self, measured: str) -> dict[str, Any]:
         t = self.config.training
         return best_of(self.best, self.metrics, measured, self.step, t.monitor, t.monitor_mode)
+
+    def _follow_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        "The numbers of an optimizer that was given are the config's, unless it says others."
+        group = optimizer.param_groups[0]
+        for key in ("lr", "weight_decay", "momentum"):
+            if key not in group or group[key] == self.config.training[key]: continue
+            if (said := self.config.place(f"training.{key}")).where != "default":
+                raise ConfigError(f"{said}  {key}  is {self.config.training[key]}, and the optimizer that was given has "
+                                  f"{group[key]}; say it in one place")
+            self.config = self.config.merge(Config.from_dict({"training": {key: float(group[key])}}, "optimizer"))
 
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
@@ -234,15 +248,16 @@ class Trainer(Session, Task):
 
     def state_dict(self) -> dict[str, Any]:
         "Everything that the next step depends on. Saved whole, loaded whole."
-        self._land()
+        self.land()
         t, optimizers = self.config.training, {name: update.optimizer.state_dict() for name, update in self.updates.items()}
         state = {"model": self.model.state_dict(), "scaler": {name: update.state_dict() for name, update in self.updates.items()},
-                 "rng": self._rng if self.wishes is None and self._rng else rng_state(),
+                 "rng": self.rng if self.wishes is None and self.rng else rng_state(),
                  **({"optimizers": optimizers} if self._manual else {"optimizer": optimizers[""]})}
         if isinstance(self.loss, torch.nn.Module) and (inner := self.loss.state_dict()): state["loss"] = inner
         state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
-            "numbers": self._numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
-            "callbacks": self.listeners.state_dict(), "lr": t.lr, "weight_decay": t.weight_decay, "loss": t.loss}
+            "numbers": self.numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
+            "callbacks": self.listeners.state_dict(), "loss": t.loss,
+            **{key: t[key] for key in ("lr", "weight_decay", "momentum")}}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None:
@@ -258,13 +273,13 @@ class Trainer(Session, Task):
         if self.loss is None and told["loss"]: Task.settle_loss(self, told["loss"])
         if isinstance(self.loss, torch.nn.Module) and "loss" in state: self.loss.load_state_dict(state["loss"])
         for key in _KEPT: setattr(self, key, copy(told[key]))
-        self._numbers, self._rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], False, "", self._changed
+        self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self._changed
         self._changed = {}
         if differences: self.batch = self._batch_of(told["data"])
         self.train_loader.load_state_dict(told["loader"])
         self.listeners.load_state_dict(told["callbacks"])
         # what was changed while it ran stays so, unless a person says otherwise now
-        self._apply({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
+        self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
 
     def _batch_of(self, data: Mapping) -> int:
         "The batch to go on from with other data: after as many samples of the epoch as were seen, or at its beginning."
@@ -274,7 +289,7 @@ class Trainer(Session, Task):
     def save_checkpoint(self, path: str | Path | None = None) -> None:
         "A checkpoint of now in the run; or all of it in one plain file, .pth or .safetensors."
         if path is None:
-            with self.session(): self._save()
+            with self.session(): self.save()
             return
         facts = {"step": self.step, "epoch": self.epoch_now, "metrics": dict(self.metrics), "config": self.config.to_dict()}
         export_checkpoint(Checkpoint(self.state_dict(), facts, path), path, replace=True)
@@ -287,9 +302,16 @@ class Trainer(Session, Task):
         if "trainer" not in found.state: return self._adopt(found)
         self.load_state_dict(found.state, allow_drift)
         if other := drift(self.config, found): self.console.line(f"other than in the checkpoint: {other}")
-        self._origin = origin_of(found)
-        self.history = self._origin.history() if self._origin else History()
+        self.origin = origin_of(found)
+        self.history = history_of(self.origin)
         return self
+
+    def go_back_to(self, checkpoint: Path) -> None: self.resume_from_checkpoint(checkpoint)
+
+    def facts(self) -> dict[str, Any]:
+        "What the first row of a life tells."
+        return {"device": str(self.device), "precision": self.precision.name, "seed": self.seed,
+                "batches": self.plan.batches, "total": self.plan.total}
 
     def _adopt(self, found: Checkpoint) -> Trainer:
         "A checkpoint of another program: what it has, and the epoch that it tells."
@@ -297,7 +319,7 @@ class Trainer(Session, Task):
         epoch, step = found.facts.get("epoch"), found.facts.get("step")
         self.epoch, self.batch = int(epoch) if isinstance(epoch, (int, float)) else 0, 0
         self.step = step if isinstance(step, int) else self.epoch * (self.plan.per_epoch or 0)
-        self._origin, self._rng, self.torn, self._numbers, self.history = None, None, False, Numbers(), History()
+        self.origin, self.rng, self.torn, self.numbers, self.history = None, None, "", Numbers(), History()
         self.console.line(f"{found.path} is another program's: {taken} taken over, to go on at {self.where}; "
                           "the order of the data and random numbers begin anew")
         return self
@@ -307,62 +329,62 @@ class Trainer(Session, Task):
     def set(self, **values: Any) -> None:
         "Changes numbers of training, set(lr=1e-4), at the next step; written down first, so that a resume knows."
         checked = check_changes(values)
-        here = self._origin and self._origin.position is None  # the run that this trainer has written so far
-        run = self.record.run if self.record else self._origin.run if here else None
+        if wrong := self._cannot(checked): raise ConfigError(wrong)
+        here = self.origin and self.origin.position is None  # the run that this trainer has written so far
+        run = self.record.run if self.record else self.origin.run if here else None
         if run: tell(run.folder, "set", checked)
-        else: self._apply(checked)
+        else: self.change(checked)
 
-    def _apply(self, values: Mapping[str, Any], made_with: Mapping[str, float] | None = None) -> None:
+    def change(self, values: Mapping[str, Any], made_with: Mapping[str, float] | None = None) -> None:
         "Changed numbers take effect. `made_with`: what the optimizer's groups follow, if not the config as it was."
         before, end = made_with or self.config.training, self.plan.end
+        if wrong := self._cannot(values): return self.refuse(wrong)
         for key, value in values.items(): self._changed[key] = [self._changed.get(key, [self.config[key]])[0], value]
-        words = nested({tuple(key.split(".")): value for key, value in values.items()})
-        self.config = self.config.merge(Config.from_dict(words, "set"))
+        self.config = self._with(values)
         t = self.config.training
-        for update in self.updates.values(): update.follow(t, before["lr"], before["weight_decay"])
+        for update in self.updates.values(): update.follow(t, before)
         self._make_plan()
         if self.record: self.record.follow(t)
         if self.step and self.plan.end != end and self.schedule.kind != "constant" and self.plan.total:
             self.console.line(f"the {self.schedule.kind} schedule is stretched to step {self.plan.total:,}: at {self.where} "
                               f"the learning rate is {self.schedule(self.step, t.lr):.2e} and falls to {t.min_lr:.2e} from there")
 
-    def _make_plan(self) -> None:
+    def _with(self, values: Mapping[str, Any]) -> Config:
+        return self.config.merge(Config.from_dict(nested({tuple(key.split(".")): value for key, value in values.items()}), "set"))
+
+    def _cannot(self, values: Mapping[str, Any]) -> str:
+        "Why training cannot go on with these numbers; nothing if it can."
+        try: self._planned(self._with(values))
+        except ConfigError as error: return str(error)
+        return ""
+
+    def _planned(self, config: Config) -> tuple[Plan, Schedule]:
         try: batches = len(self.train_loader)
         except TypeError: batches = None
-        self.plan, t = make_plan(self.config, batches), self.config.training
-        self.schedule = Schedule(t.scheduler, self.plan.total, self.plan.warmup, t.min_lr).check()
+        plan, t = make_plan(config, batches), config.training
+        return plan, Schedule(t.scheduler, plan.total, plan.warmup, t.min_lr).check()
+
+    def _make_plan(self) -> None:
+        self.plan, self.schedule = self._planned(self.config)
         self._began, self._look, self._next = time.monotonic(), 0.0, 0
 
-    def _obey(self) -> None:
-        "Does what was asked for, from outside and by a signal."
-        for control in self.record.asked(self.step, lambda: bool(self.wishes.asked)) if self.record else ():
-            command = control["command"]
-            if command == "set": self._apply(control["values"])
-            elif command == "stop": self.stop()
-            elif command == "evaluate": self._evaluate()
-            elif command == "save": self._save_asked = True
-            elif command == "pause":
-                self.console.line(f"paused at {self.where}")
-                if self.batch != self.plan.batches: self._save()
-        if self.wishes and self.wishes.asked: self.halt = "paused"
-
-    # --- a session: from the opened run to its last row ---------------------------------------------
+    # --- its session ------------------------------------------------------------------------------
 
     def open(self) -> None:
         "Everything is checked, the run is ours, random numbers are where they were."
         t = self.config.training
         if self.train_loader.exact: self.console.line(f"note: a resume inside an epoch is not exact: {self.train_loader.exact}")
         if t.deterministic: make_deterministic()
-        if self._writes: self._open_run()
-        if self._rng is None: seed_everything(t.seed)
-        else: set_rng_state(self._rng)
+        if self.writes: self.open_run()
+        if self.rng is None: seed_everything(t.seed)
+        else: set_rng_state(self.rng)
         for update in self.updates.values(): update.start_anew()
         self._make_plan()
         self._check_monitor()
         self.model.train()
         self._checked = False
         self.console.start_bar(self.plan.total, self.step)
-        self._obey()
+        self.obey()
         self.listeners.tell("fit_start", self)
 
     def _check_monitor(self) -> None:
@@ -372,80 +394,16 @@ class Trainer(Session, Task):
         if self.val_loader is None: raise ConfigError(f"monitor  {monitor} needs a val_loader")
         best_of({}, {f"val_{key}": 0.0 for key in self.means_over(islice(self._batches(self.val_loader), 1))}, "val_", 0, monitor)
 
-    def _open_run(self) -> None:
-        run, goes_on = place(self.config, self.stage, self._given, self._origin)
-        if goes_on and self._origin is None and steps(run.folder/self.stage): self.resume_from_checkpoint(run.folder/self.stage)
-        self.record = Record(run, self.stage, self.config)
-        self.record.begin(self.step, goes_on, self._origin.position if self._origin else 0, device=str(self.device),
-                          precision=self.precision.name, batches=self.plan.batches, total=self.plan.total, seed=self.seed)
-        self.run, self.console.file = run, run.folder/"train.log"
-        self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {run.folder}")
-
     def finish(self) -> str:
         "The last evaluation, the last checkpoint; how it ended."
         over = not self.halt and self.done
-        if over and (self.plan.eval_epochs or self.plan.evals): self._evaluate()
+        if over and (self.plan.eval_epochs or self.plan.evals): self.evaluate_now()
         status = self.halt or ("finished" if over else "paused")
-        if self.step: self._save(final=status == "finished")
+        if self.step: self.save(final=status == "finished")
         return status
-
-    def rescue(self) -> None:
-        "After an error between two steps, what was reached is kept."
-        if not self.step or isinstance(self.error, (NonFinite, CheckpointError, LostOwnership)): return
-        try: self._save()
-        except Exception as late: self.console.line(f"and it could not be saved: {late}")
-
-    def close(self, status: str) -> None:
-        "Everyone is told, everything is let go of."
-        record = self.record
-        try:
-            if record or not self._writes: self.listeners.tell("fit_end", self)
-        finally:
-            self._rng, self.record = rng_state(), None
-            self.console.end_bar()
-            if record:
-                self._origin = Origin(record.run, self.stage, self.step)
-                record.close(status, **({"error": f"{type(self.error).__name__}: {self.error}"} if self.error else {}))
-
-    # --- rows and checkpoints ---------------------------------------------------------------------
-
-    def _land(self, wait: bool = True) -> None:
-        "The numbers that have arrived from the device become rows; also tells of a gradient that was not finite."
-        skip = self.config.training.nonfinite == "skip" or self.precision.scaled
-        for event, step, values in self._numbers.land(self.plan.writes_row, skip, wait):
-            self._row(event, step.number, epoch=self.plan.epoch_at(step.epoch, step.batch), lr=step.lr, **values)
-
-    def _row(self, event: str, step: int | None = None, **values: Any) -> None:
-        step = self.step if step is None else step
-        self.history.add({"event": event, "step": step, **values})
-        if self.record: self.record.ledger.log(event, step, **values)
-
-    def _save_is_due(self) -> bool:
-        "The interval has passed, somebody asked, or a validation was the best so far."
-        if self.record is None or self.record.has(self.step): return False
-        best = self.best.get("step") == self.step and (self.best["name"].startswith("val_") or self.config.training.monitor)
-        return bool(best or self._save_asked or self.record.manager.due(self.step, self.epoch_now))
-
-    def _save(self, final: bool = False) -> None:
-        "A checkpoint of now, once in a step; the last one also bears the name final."
-        self._save_asked = False
-        if self.record is None or not self.step: return
-        self._land()
-        fresh = {key: value for key, value in self.metrics.items()
-                 if (self._evaluated == self.step if key.startswith("val_") else self.batch == 0)}
-        new = self.record.save(self.state_dict, self.step, self.epoch_now, fresh, final, self.config)
-        if new: self.listeners.tell("saved", self)
-
-    @property
-    def epoch_now(self) -> float:
-        "Epochs done, with the part of this one."
-        return self.plan.epoch_at(self.epoch, self.batch)
 
     @property
     def _lr(self) -> float: return next(iter(self.updates.values())).optimizer.param_groups[0]["lr"]
-
-    @property
-    def where(self) -> str: return f"step {self.step:,} (epoch {self.epoch_now:g})"
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(update.optimizer).__name__ for update in self.updates.values())
