@@ -5,13 +5,15 @@ The page number is the layer; a module imports only from pages before its own.
     0x words      source  schema  spelling  layers  config     what a person wrote, and where
                   registry                                     names to builders
                   lock  ledger  run  trust                     the run folder, and whose code may run
-    1x machine                                                 to come: device, dist
-    2x ingredients  state  tensorfile  stepfolder  load        what a checkpoint is made of, which one is meant
-                  pickled  foreign  weights  metrics           what others wrote; data, optim to come
-    3x the run    checkpoint                                   save, keep, load; events, loggers, trainer to come
+    1x machine    device  dist  plan  workers  order           what computes, when, and in which order
+    2x ingredients  data  optim  metrics                       batches, updates, numbers
+                  pickled  state  tensorfile  stepfolder       what a checkpoint is made of, which one is meant
+                  foreign  weights  load                       what others wrote
+    3x the run    checkpoint  events  loggers  trainer         save, listen, tell, train
+                  compare                                      what differs
     4x doors      cli                                          the command line
 
-Start with `Config.from_yaml` and `Run`; the pages are in nbs/, in reading order.
+Start with `Trainer`; the pages are in nbs/, in reading order.
 """
 import sys
 
@@ -25,7 +27,8 @@ if sys.platform == "win32":
 _PUBLIC = {"Config": "config", "ConfigError": "source",
            "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry",
            "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
-           "load_weights": "weights"}
+           "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "loggers", "KeyedLoader": "data",
+           "Paused": "events"}
 __all__ = list(_PUBLIC)
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,93 +15,34 @@ from torch.utils.data import (BatchSampler, DataLoader, Dataset, IterableDataset
                               TensorDataset, default_collate, get_worker_info)
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from .device import aside, mix, move, reseed, reseed_python_numpy, samples_in, tensors_in
+from .config import Config
+from .device import mix, move, reseed, reseed_python_numpy, samples_in, tensors_in
+from .order import Cut, batches_in, order_of
 from .source import ConfigError
 from .workers import Workers, can_pin, check_sendable, rebuilt
 
 # %% auto #0
-__all__ = ['permutation', 'KeyedLoader', 'ahead']
+__all__ = ['KeyedLoader', 'keyed', 'ahead']
 
 # %% ../nbs/20_data.ipynb #e397a20d
 # Map of this module, top to bottom:
-#   permutation                 the order of an epoch, from a key
-#   _order, _listed, _Cut       what a sampler gives in an epoch; cut into batches
 #   _drawn                      a call under a key, that leaves no trace
 #   _Batches, _Items            a dataset whose samples are batches; its sampler
 #   _Indexed, _Ready, _Flow     three kinds of source: by index, ready batches, one after the other
 #   KeyedLoader                 the one that the trainer talks to
+#   keyed                       of anything that a person calls a loader
 #   ahead                       copies to the device while it computes
 
-# %% ../nbs/20_data.ipynb #56fc87ad
-_ORDER, _BATCH, _SAMPLE, _AFTER = 1, 2, 3, 4  # what a key is for, so that no two purposes share one
-
-
-def permutation(n: int, key: int) -> numpy.ndarray:
-    "The numbers below n in an order that depends on the key alone: sorted by splitmix64(key ^ i)."
-    word = numpy.uint64
-    with numpy.errstate(over="ignore"):
-        x = (numpy.arange(n, dtype=word) ^ word(key)) + word(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> word(30))) * word(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> word(27))) * word(0x94D049BB133111EB)
-        return numpy.argsort(x ^ (x >> word(31)), kind="stable")
-
-# %% ../nbs/20_data.ipynb #cdbe1094
-def _order(sampler: Any, seed: int, epoch: int) -> Sequence:
-    "The indices of an epoch: computed for shuffled and sequential order, otherwise what the sampler lists."
-    if type(sampler) is SequentialSampler: return numpy.arange(len(sampler.data_source))
-    if type(sampler) is RandomSampler and not sampler.replacement:
-        n = len(sampler.data_source)
-        if sampler.num_samples == n: return permutation(n, mix(seed, epoch, _ORDER))
-    return _listed(sampler, mix(seed, epoch, _ORDER), epoch)
-
-
-def _listed(sampler: Any, key: int, epoch: int) -> list:
-    "All that a sampler gives in this epoch, under keyed generators; outside nothing has moved."
-    parts, part, own = [], sampler, []
-    while part is not None and not any(part is other for other in parts):
-        parts.append(part)
-        inner = [getattr(part, name, None) for name in ("sampler", "batch_sampler")]
-        part = next((one for one in inner if one is not None), None)
-    with aside(key):
-        try:
-            for part in parts:
-                if hasattr(part, "set_epoch"): part.set_epoch(epoch)
-                for name, value in list(getattr(part, "__dict__", {}).items()):
-                    if (keyed := _keyed_like(value, mix(key, len(own)))) is None: continue
-                    own.append((part, name, value))
-                    setattr(part, name, keyed)
-            return list(sampler)
-        finally:
-            for part, name, value in own: setattr(part, name, value)
-
-
-def _keyed_like(value: Any, key: int) -> Any:
-    "A generator of the same kind that starts from a key; None if the value is no generator."
-    if isinstance(value, torch.Generator): return torch.Generator(value.device).manual_seed(key >> 1)
-    if isinstance(value, numpy.random.Generator): return numpy.random.default_rng(key)
-    if isinstance(value, numpy.random.RandomState): return numpy.random.RandomState(key & 0xFFFFFFFF)
-    return random.Random(key) if isinstance(value, random.Random) else None
-
-
-class _Cut:
-    "An order cut into batches of a size: batch b is a slice, so any batch costs the same."
-
-    def __init__(self, order: Sequence, size: int, drop_last: bool):
-        self.order, self.size = order, size
-        self.count = len(order) // size if drop_last else -(-len(order) // size)
-
-    def __len__(self) -> int: return self.count
-
-    def __getitem__(self, number: int) -> list:
-        part = self.order[number * self.size:(number + 1) * self.size]
-        return part.tolist() if isinstance(part, numpy.ndarray) else list(part)
-
 # %% ../nbs/20_data.ipynb #a2900698
+_BATCH, _SAMPLE, _AFTER = 2, 3, 4  # what a key is for, so that no two purposes share one; 1 is the order
+
+
 def _drawn(key: int, draw: Callable, *arguments: Any) -> Any:
     "The result of a call whose randomness comes from a key. Torch goes on as if nothing had been drawn."
     before = torch.default_generator.get_state()
-    reseed(key)
-    try: return draw(*arguments)
+    try:
+        reseed(key)
+        return draw(*arguments)
     finally: torch.default_generator.set_state(before)
 
 
@@ -127,7 +67,7 @@ class _Batches(Dataset):
             return self.collate(samples if self.batched else samples[0])
         if not self.batched: return self.collate(dataset[indices])
         if getattr(dataset, "__getitems__", None): return self.collate(dataset.__getitems__(indices))
-        return self.collate(list(map(dataset.__getitem__, indices)))  # faster than dataset[index] by what a reseed costs
+        return self.collate([dataset[index] for index in indices])
 
     def _sample(self, salt: int, index: Any) -> Any:
         try: reseed(mix(salt, int(index)))
@@ -170,9 +110,10 @@ def _gather(tensors: list, rows: torch.Tensor | None, indices: list) -> list:
 
 def _gathered(tensors: list, rows: torch.Tensor | None, plan: Sequence, start: int) -> Iterator[tuple[int, list]]:
     "The batches of a plan from a number on, one index_select per tensor each."
-    if not isinstance(plan, _Cut):
+    if not isinstance(plan, Cut):
         for number in range(start, len(plan)): yield len(plan[number]), _gather(tensors, rows, list(plan[number]))
         return
+    if start >= len(plan): return
     at = torch.as_tensor(plan.order[start * plan.size:len(plan) * plan.size])
     if rows is not None: at = rows[at]
     if at.numel() and (at.min() < -len(tensors[0]) or at.max() >= len(tensors[0])):
@@ -210,8 +151,8 @@ class _Indexed:
     def plan(self, epoch: int) -> Sequence:
         "What the dataset is asked for in this epoch, batch by batch."
         if type(self.sampler) is BatchSampler:
-            return _Cut(_order(self.sampler.sampler, self.seed, epoch), self.sampler.batch_size, self.sampler.drop_last)
-        order = _order(self.sampler, self.seed, epoch)
+            return Cut(order_of(self.sampler.sampler, self.seed, epoch), self.sampler.batch_size, self.sampler.drop_last)
+        order = order_of(self.sampler, self.seed, epoch)
         return order.tolist() if isinstance(order, numpy.ndarray) else order
 
     def open(self, epoch: int, start: int) -> Iterator[tuple[int | None, Any]]:
@@ -272,7 +213,7 @@ class _Flow:
     pure = False
 
     def __init__(self, source: Iterable, seed: int):
-        self.source, self.seed, self.state, self.at = source, seed, None, (0, 0)
+        self.source, self.seed, self.state, self.at, self.ended = source, seed, None, (0, 0), False
         self.workers, self.holder, self.iterable = None, source, source
         if _is_plain(source):
             self.holder, kept = source.dataset, ("dataset", "batch_size", "drop_last", "collate_fn")
@@ -287,21 +228,21 @@ class _Flow:
             f"{name} has no state_dict() and load_state_dict(){_OVER}"
 
     def __len__(self) -> int:
-        n = len(self.holder)
-        if self.iterable is self.holder or self.source.batch_size is None: return n
-        return n // self.source.batch_size if self.source.drop_last else -(-n // self.source.batch_size)
+        if not _is_plain(self.source): return len(self.holder)
+        return batches_in(len(self.holder), self.source.batch_size, self.source.drop_last)
 
     def state_dict(self) -> dict[str, Any]:
         if not self.stateful: return {}
-        return {"source": copy.deepcopy(self.holder.state_dict() if self.state is None else self.state)}
+        return copy.deepcopy({"source": self.holder.state_dict(), "ended": self.ended} if self.state is None else self.state)
 
     def open(self, epoch: int, start: int) -> Iterator[tuple[None, Any]]:
         if start and self.state is None and self.at != (epoch, start):
-            raise ConfigError(f"batches  epoch {epoch} cannot start at {start} without the state of its source; load_state_dict() first")
-        state = self.state_dict()["source"] if start or self.state is not None else None
-        self.state, self.at = None, (epoch, start)
+            raise ConfigError(f"batches  epoch {epoch} cannot start at {start} without the source's state; load it first")
+        state = self.state_dict() if start or self.state is not None else None
+        self.state, self.at, self.ended = None, (epoch, start), bool(start and state["ended"])
         if hasattr(self.holder, "set_epoch"): self.holder.set_epoch(epoch)
-        if state is not None: self.holder.load_state_dict(state)
+        if state is not None: self.holder.load_state_dict(state["source"])
+        if self.ended: return
         for _ in range(2 if self.stateful and not start else 1):  # at the end of an epoch nothing is left: the next begins
             for batch in self._run(epoch, start):
                 self.at = (epoch, self.at[1] + 1)
@@ -315,6 +256,7 @@ class _Flow:
         batches, number, end = _drawn(key, iter, self.iterable), start, object()
         while (batch := _drawn(mix(key + number), next, batches, end)) is not end:
             number += 1
+            self.ended = getattr(getattr(batches, "_dataset_fetcher", None), "ended", False)  # it was cut short by the end
             yield batch
 
     def about(self) -> dict[str, Any]:
@@ -322,8 +264,8 @@ class _Flow:
         return {"samples": _length(self.holder) if size else None, "batch_size": size, "batches": _length(self)}
 
     def none(self) -> str:
-        if not isinstance(self.source, Iterator): return f"{type(self.holder).__name__} yields nothing"
-        return f"a {type(self.source).__name__} can be read once and is used up; wrap it in a list or in a DataLoader"
+        used_up = " can be read once and is used up; wrap it in a list or in a DataLoader"
+        return type(self.holder).__name__ + (used_up if isinstance(self.source, Iterator) else " yields nothing")
 
 
 def _is_plain(source: Any) -> bool:
@@ -339,17 +281,13 @@ class KeyedLoader:
         if per not in ("batch", "sample"): raise ConfigError(f"per  expected batch or sample, found {per}")
         self.source, self.seed, self._turn = source, int(seed), 0
         self._kind = _kind_of(source, self.seed, per)
+        self.exact: str = self._kind.exact  # why a resume inside an epoch cannot be exact, in a sentence; "" if it is
         if _length(self) == 0: raise ConfigError(f"batches  found none: {self._kind.none()}")
 
     def __len__(self) -> int:
         if (n := _length(self._kind)) is None:
             raise TypeError(f"how many batches an epoch has is unknown: {type(self.source).__name__} has no length")
         return n
-
-    @property
-    def exact(self) -> str:
-        "Why a resume inside an epoch cannot be exact, in a sentence; nothing if it is."
-        return self._kind.exact
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Any]]:
         "(samples, batch) of an epoch from batch number start on; from its beginning if the source is not exact."
@@ -377,7 +315,7 @@ class KeyedLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "The next batches() goes on from this state."
-        if isinstance(self._kind, _Flow) and self._kind.stateful: self._kind.state = state.get("source")
+        if isinstance(self._kind, _Flow) and self._kind.stateful: self._kind.state = dict(state) or None
 
     def identity(self) -> dict[str, Any]:
         "What an exact resume relies on, as plain data for a checkpoint."
@@ -405,6 +343,23 @@ def _kind_of(source: Any, seed: int, per: str) -> _Indexed | _Ready | _Flow:
         if isinstance(source, Sequence) or by_index and not hasattr(source, "__iter__"): return _Ready(source, seed)
         if hasattr(source, "__iter__"): return _Flow(source, seed)
     raise ConfigError(f"loader  found {name}; accepted are a DataLoader, a list of batches, or an iterable of batches")
+
+# %% ../nbs/20_data.ipynb #399caae9
+def keyed(source: Any, config: Config, use: str = "train") -> KeyedLoader | None:
+    """A loader whose batches are functions of seed and position, of a DataLoader, a dataset, or a list of batches; to train,
+    for "val", or for "test": then in the order of the dataset."""
+    if isinstance(source, KeyedLoader) and use == "test": source = source.source  # that one may be in use
+    if source is None or isinstance(source, KeyedLoader): return source
+    t, d, training = config.training, config.data, use == "train"
+    if isinstance(source, Dataset):
+        order = {} if isinstance(source, IterableDataset) else {"shuffle": d.shuffle and training}
+        source = DataLoader(source, t.batch_size if training else t.val_batch_size or t.batch_size, num_workers=d.num_workers,
+                            prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), drop_last=d.drop_last and training, **order)
+    elif use == "test" and _is_plain(source) and type(source.sampler) is RandomSampler and not source.sampler.replacement:
+        if source.sampler.num_samples == len(source.dataset):
+            kept = ("dataset", "batch_size", "drop_last", "collate_fn")
+            source = rebuilt(source, **{name: getattr(source, name) for name in kept})
+    return KeyedLoader(source, seed=t.seed if training else mix(t.seed, 1 + (use == "test")))
 
 # %% ../nbs/20_data.ipynb #abe4a5c8
 def ahead(batches: Iterable[tuple[int, Any]], device: torch.device) -> Iterator[tuple[int, Any]]:

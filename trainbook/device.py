@@ -74,9 +74,9 @@ class Precision(NamedTuple):
     def scaled(self) -> bool: return self.dtype is torch.float16
 
 
-def pick_precision(wanted: str = "auto", device: torch.device = torch.device("cpu")) -> Precision:
+def pick_precision(wanted: str = "auto", device: torch.device | str = "cpu") -> Precision:
     "The number format of a word: auto, fp32, bf16, fp16."
-    formats = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    formats, device = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}, torch.device(device)
     if wanted not in (*formats, "auto"):
         raise ConfigError(f"precision  expected auto, {', '.join(formats)}, found {wanted}{near(wanted, formats, '')}")
     if wanted == "auto":

@@ -345,6 +345,13 @@ class Record:
         self._failed, self._saved = 0, step
         return True
 
+    def settled(self, step: int) -> None:
+        "The checkpoint of this step is on the disk, or CheckpointError."
+        self.manager.wait()
+        if step in self.manager.steps: return
+        raise CheckpointError(f"the checkpoint of step {step:,} could not be written, the one before it is whole; the weights "
+                              "are still in this trainer: save_checkpoint(\"/another/disk/model.pth\")")
+
     def close(self, status: str | None = None, **facts: Any) -> None:
         "The last row, the save in progress, and the lock."
         try:

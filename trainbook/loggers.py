@@ -17,6 +17,7 @@ from .events import Listeners, Origin, Record, Session, place
 from .lock import LostOwnership
 from .metrics import Tally, Waiting
 from .run import Run, check_name
+from .source import ConfigError
 from .stepfolder import steps
 from .tensorfile import CheckpointError
 
@@ -68,12 +69,13 @@ class Bar:
 
     def close(self) -> None:
         "Takes it away."
+        self.clear()
         if self._bar is not None: self._bar.on_iter_end()
         self._bar, self._can = None, False
 
     def clear(self) -> None:
         "Makes room for a line; the next `at` draws it again."
-        if self._bar is not None and not in_notebook(): sys.stdout.write("\r" + " " * self._bar.max_len + "\r")
+        if self._bar is not None and not in_notebook(): sys.stdout.write("\r\x1b[2K")  # the whole line, however wide it is
         self._drawn = 0.0
 
     def over(self, batches: Iterable, note: str = "") -> Iterator:
@@ -271,10 +273,15 @@ class Numbers:
                 yield "step", step, self.newest
 
 # %% ../nbs/32_loggers.ipynb #30218544
+_OURS = ("inbox", "code", "branches", "tensorboard", "archive", "run.json", "config.yaml", "events.jsonl", "train.log",
+         "owner.json")
+
+
 class Recorded(Session):
     "A session that writes a run: rows, lines, checkpoints; and that does what is asked for from outside."
 
     def __init__(self, config: Config, stage: str, callbacks: Iterable, quiet: bool, run: Run | bool | None):
+        if stage in _OURS: raise ConfigError(f"stage  {stage} is a name that every run has for itself; choose another")
         self.config, self.stage = config, check_name(stage)
         self.listeners, self.console = Listeners(callbacks), Console(quiet=quiet)
         self.step = self.epoch = self.batch = self.samples = self.evaluated = 0  # done so far; the batch within its epoch
@@ -294,8 +301,8 @@ class Recorded(Session):
     def open_run(self) -> None:
         "The run is ours to write: a new one, or the one to go on with."
         run, goes_on = place(self.config, self.stage, self.given, self.origin)
+        self.record = Record(run, self.stage, self.config)  # nothing is read before it is ours
         if goes_on and self.origin is None and steps(run.folder/self.stage): self.go_back_to(run.folder/self.stage)
-        self.record = Record(run, self.stage, self.config)
         self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **self.facts())
         self.run, self.console.file = run, run.folder/"train.log"
         self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {run.folder}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .device import Precision, aside, mix, move
+from .device import Precision, aside, mix, move, tensors_in
 from .registry import find, names
 from .source import ConfigError, near
 
@@ -39,8 +39,8 @@ def _key(name: str) -> str: return re.sub(r"[^a-z0-9]|loss$", "", name.lower())
 
 
 _LOSSES = {_key(name): value for name, value in vars(torch.nn).items() if name.endswith("Loss")} | {
-    "own": lambda outputs, targets: own_loss(outputs), "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss,
-    "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
+    "own": lambda outputs, targets: outputs if isinstance(outputs, torch.Tensor) else own_loss(outputs),
+    "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss, "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
 _FAMILIAR = ("cross_entropy", "mse", "l1", "smooth_l1", "huber", "bce_with_logits", "bce", "nll", "kl_div")
 
 
@@ -270,12 +270,23 @@ class Task:
 
     def objective(self, batch: Any) -> dict[str, Any]:
         "training_step as a dict, in the number format that was chosen; the first result is looked at."
-        if self.precision.dtype is None: found = self.training_step(batch)
-        else:
-            with self.precision.autocast(): found = self.training_step(batch)
+        try:
+            if self.precision.dtype is None: found = self.training_step(batch)
+            else:
+                with self.precision.autocast(): found = self.training_step(batch)
+        except (RuntimeError, NotImplementedError) as error:
+            self.check_batch(batch, error)
+            raise
         if not isinstance(found, dict): found = {"loss": found}
         if not self._checked: self.check_loss(found)
         return found
+
+    def check_batch(self, batch: Any, error: Exception) -> None:
+        "ConfigError if a tensor of the batch is not where the model is, which torch says in other words."
+        for one in tensors_in(batch):
+            if one.device.type != self.device.type:
+                raise ConfigError(f"batch  a tensor {tuple(one.shape)} is on {one.device}, the model on {self.device}; "
+                                  "return CPU tensors from dataset and collate, they are moved for you") from error
 
     def check_loss(self, found: dict) -> None:
         "ConfigError unless there is a loss that one can train on."
@@ -288,6 +299,10 @@ class Task:
         if not loss.requires_grad:
             raise ConfigError(f"{says}has no gradient, so nothing would be learned; is it computed from the model's output, "
                               "without detach(), item() or no_grad()?")
+        for name, value in found.items():
+            if not isinstance(value, (int, float)) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+                what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+                raise ConfigError(f"training_step  {name}  expected one number to be logged, found {what}; return numbers only")
         self._checked = True
 
     @contextmanager
@@ -361,7 +376,7 @@ def best_of(best: Mapping, metrics: Mapping[str, float], measured: str, step: in
             monitor: str | None = None, mode: str | None = None) -> dict[str, Any]:
     "The best metric after what begins with `measured` (val_, train_) was measured at this step."
     name = monitor or deciding_metric(metrics)
-    if monitor and monitor not in metrics and (measured == "train_" or monitor.startswith("val_")):
+    if monitor and monitor not in metrics and (measured == "val_" if monitor.startswith("val_") else measured == "train_"):
         raise ConfigError(f"monitor  {monitor} is not measured{near(monitor, metrics, '; measured are ' + ', '.join(metrics))}")
     if name not in metrics or not name.startswith(measured): return dict(best)
     value, before = metrics[name], best.get("value") if best.get("name") == name else None

@@ -17,7 +17,7 @@ from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates']
+__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates', 'check_fits']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
@@ -25,7 +25,7 @@ __all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates']
 #   Schedule          the learning rate at a step
 #   Update            gradients → weights: norm, clip, check, step, clear
 #   train_step        a window of batches → one update
-#   make_updates      one for each optimizer
+#   make_updates, check_fits    one for each optimizer; does what was saved fit them?
 
 # %% ../nbs/21_optim.ipynb #28363c98
 def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
@@ -123,9 +123,9 @@ class Update:
             for key in ("weight_decay", "momentum"):
                 if key in group and training[key] != before[key]: group[key] = training[key]
 
-    def backward(self, loss: torch.Tensor) -> None:
-        "Gradients of a loss, multiplied by the scale of fp16 if there is one."
-        (loss if self.scale is None else loss * self.scale).backward()
+    def backward(self, loss: torch.Tensor, inputs: list[torch.Tensor] | None = None) -> None:
+        "Gradients of a loss, multiplied by the scale of fp16 if there is one; of these inputs only, if they are named."
+        (loss if self.scale is None else loss * self.scale).backward(inputs=inputs)
 
     def __call__(self) -> torch.Tensor:
         grads = [one.grad for one in self.parameters if one.grad is not None]
@@ -175,11 +175,13 @@ def train_step(window: list[tuple[int, Any]], objective: Callable[[Any], dict], 
         values = objective(window[0][1])
         update.backward(values["loss"])
     else:
-        total, values = sum(samples for samples, _ in window), {}
+        total, sums, shares = sum(samples for samples, _ in window), {}, {}
         for samples, batch in window:
             found, share = objective(batch), samples / total
             update.backward(found["loss"] * share)
-            for name, value in found.items(): values[name] = values.get(name, 0) + value * share
+            for name, value in found.items():
+                sums[name], shares[name] = sums.get(name, 0) + value * share, shares.get(name, 0) + samples
+        values = {name: value if shares[name] == total else value * (total / shares[name]) for name, value in sums.items()}
     values = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
     values["grad_norm"] = update()
     return values
@@ -195,3 +197,15 @@ def make_updates(given: Any, parameters: Iterable, training: Any, scaled: bool =
         kind = t.optimizer if given is None or isinstance(given, str) else given
         named = {"": make_optimizer(kind, parameters, lr=t.lr, weight_decay=t.weight_decay, momentum=t.momentum, betas=t.betas)}
     return {name: Update(one, t.clip, t.nonfinite == "stop", scaled) for name, one in named.items()}
+
+
+def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds: Mapping[str, str]) -> None:
+    "ConfigError unless saved states are of the same kinds of optimizers over as many parameters; before anything is changed."
+    sizes = lambda groups: [len(group["params"]) for group in groups]
+    for name, update in updates.items():
+        kind, was = type(update.optimizer).__name__, kinds.get(name)
+        if kind != was: raise ConfigError(f"optimizer {name}  is {kind}, the checkpoint has {was or 'none'}; use the same")
+        ours, theirs = sizes(update.optimizer.param_groups), sizes(states[name]["param_groups"])
+        if ours != theirs:
+            raise ConfigError(f"optimizer {name}  has groups of {ours} parameters, the checkpoint of {theirs}; "
+                              "is the model the same?")

@@ -65,8 +65,9 @@ def _refuse_unbuilt(config: Config) -> None:
     if odd: raise ConfigError(*(f"{config.place(path)}  {'.'.join(path)}  is not built yet; take it out" for path in odd))
 
 
-def make_plan(config: Config, batches: int | None) -> Plan:
-    "The plan of a config for epochs of so many batches (None: nobody knows); ConfigError for what cannot be."
+def make_plan(config: Config, batches: int | None, at: tuple[int, int, int] = (0, 0, 0)) -> Plan:
+    """The plan of a config for epochs of so many batches (None: nobody knows); ConfigError for what cannot be.
+    `at`: (step, epoch, batch) reached so far, perhaps in epochs of another length."""
     _refuse_unbuilt(config)
     t = config.training
     if t.limit and batches: batches = min(batches, t.limit)
@@ -83,12 +84,19 @@ def make_plan(config: Config, batches: int | None) -> Plan:
     end, save = duration(t.epochs), duration(t.save_interval or 1)
     whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
     total = end.amount if end.unit == "steps" else None
-    if end.unit == "epochs" and per_epoch: total = math.ceil(end.amount * per_epoch)
+    if end.unit == "epochs" and per_epoch: total = math.ceil(end.amount * per_epoch) + _more_than(at, batches, t.accumulate)
     return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
                 evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
                 saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
                 warmup=math.ceil(span("warmup", t.warmup)))
+
+
+def _more_than(at: tuple[int, int, int], batches: int, accumulate: int) -> int:
+    "Updates made so far beyond those that epochs of this length have up to here."
+    step, epoch, batch = at
+    per_epoch, left = math.ceil(batches / accumulate), math.ceil(max(0, batches - batch) / accumulate)
+    return step - (epoch * per_epoch + per_epoch - left)
 
 
 def _crosses(every: float | None, step: int) -> bool:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -62,7 +63,8 @@ class _Probe(ForkingPickler):
 
     def __init__(self):
         super().__init__(self)
-        self.interactive, self.found = not hasattr(sys.modules["__main__"], "__file__"), ""
+        main, self.found = sys.modules["__main__"], ""
+        self.interactive = getattr(main, "__spec__", None) is None and not Path(getattr(main, "__file__", "")).is_file()
 
     def write(self, piece: bytes) -> None: "What is pickled to be looked at is not kept."
 
