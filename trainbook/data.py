@@ -354,7 +354,8 @@ def keyed(source: Any, config: Config, use: str = "train") -> KeyedLoader | None
     if isinstance(source, Dataset):
         order = {} if isinstance(source, IterableDataset) else {"shuffle": d.shuffle and training}
         source = DataLoader(source, t.batch_size if training else t.val_batch_size or t.batch_size, num_workers=d.num_workers,
-                            prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), drop_last=d.drop_last and training, **order)
+                            prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), **order,
+                            drop_last=d.drop_last and training)
     elif use == "test" and _is_plain(source) and type(source.sampler) is RandomSampler and not source.sampler.replacement:
         if source.sampler.num_samples == len(source.dataset):
             kept = ("dataset", "batch_size", "drop_last", "collate_fn")
