@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import exact
@@ -554,30 +553,3 @@ def test_evaluations_from_a_callback_change_nothing(unhurt, tmp_path):
     trainer.train()
     exact.leave_end(trainer, tmp_path)
     check_same(outcome(tmp_path), wanted)
-
-
-# --- nothing waits for the device -----------------------------------------------------------------------------------------------------
-
-class NoWaiting(TorchDispatchMode):
-    "Refuses what would wait for a device."
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default: raise AssertionError("a number was fetched inside a step")
-        return function(*args, **kwargs or {})
-
-
-@pytest.mark.parametrize("words", [{}, {"clip": 0.3}, {"accumulate": 3}, {"precision": "bf16"}, {"optimizer": "sgd"}, {"nonfinite": "skip"},
-                                   {"scheduler": "cosine", "warmup": "5 steps"}], ids=str)
-def test_no_step_waits_for_the_device(words):
-    steps = []
-    class Watched(Trainer):
-        def _take_step(self, window):
-            with NoWaiting():
-                steps.append(1)
-                return super()._take_step(window)
-    trainer = Watched(net(0.2, True), DataLoader(TensorDataset(X, Y), 8, shuffle=True), run=False, quiet=True, epochs=2, config={"logging": {"every": "1000 steps"}}, **words)
-    trainer.train()
-    assert len(steps) == trainer.step > 8
-
-
-def test_the_refusal_of_waiting_can_refuse():
-    with NoWaiting(), pytest.raises(AssertionError): torch.ones(()).item()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .registry import find, names
 from .schema import OPTIMIZERS
@@ -85,6 +86,9 @@ class Schedule(NamedTuple):
         return self
 
 # %% ../nbs/21_optim.ipynb #38b08f2d
+_WRAPPER = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__  # what torch puts around each step
+
+
 class Update:
     "Turns gradients into new weights; called once per step, it returns the norm that the gradient had."
 
@@ -94,6 +98,8 @@ class Update:
         self.optimizer, self.clip, self.latch = optimizer, clip, latch
         self.parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self.rides = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        step = type(optimizer).step
+        self._inner = step.__wrapped__ if getattr(step, "__code__", None) is _WRAPPER else None
         for group in optimizer.param_groups: group.setdefault("initial_lr", group["lr"])
         device = self.parameters[0].device
         number = lambda value: torch.full((), value, device=device, dtype=torch.float32)
@@ -153,10 +159,16 @@ class Update:
     def _step(self, grads: list[torch.Tensor], divisor: torch.Tensor | None) -> None:
         if self.rides:
             self.optimizer.grad_scale, self.optimizer.found_inf = divisor, self.bad
-            self.optimizer.step()
-        elif not self.bad.item():  # the slower way: the host must know
-            if divisor is not None: torch._foreach_div_(grads, divisor)
-            self.optimizer.step()
+        elif self.bad.item(): return  # the slower way: the host must know
+        elif divisor is not None: torch._foreach_div_(grads, divisor)
+        if self._inner is None or self._heard(): self.optimizer.step()
+        else: self._inner(self.optimizer)
+
+    def _heard(self) -> bool:
+        "Does anybody listen to the optimizer's step?"
+        one = self.optimizer
+        return bool("step" in vars(one) or one._optimizer_step_pre_hooks or one._optimizer_step_post_hooks
+                    or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or torch.autograd._profiler_enabled())
 
     def state_dict(self) -> dict[str, Any]:
         "What an update needs besides the optimizer's own state: the scale of fp16."
