@@ -101,7 +101,8 @@ def one(kind: str, size: str) -> None:
 
 
 def run(*words: str) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as an installed package is
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**env, "OMP_NUM_THREADS": "1"})
     if done.returncode: sys.exit(done.stderr[-2000:])
     return done.stdout.strip().rpartition("\n")[2]
 
