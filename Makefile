@@ -15,9 +15,9 @@ $(SET_UP): constraints.txt settings.ini setup.py pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(SET_UP)
 
-## make train   set up, then run configs/demo.yaml
+## make train   set up, then run configs/first.yaml
 train: $(SET_UP)
-	@$(BIN)/python tools/first_run.py configs/demo.yaml
+	@$(BIN)/python tools/first_run.py configs/first.yaml
 
 ## make test    set up, then everything that must hold;  make test ONLY=tests/test_run.py runs a part
 test: $(SET_UP)

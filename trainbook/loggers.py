@@ -191,11 +191,11 @@ class History:
         losses = [name for name in self.curve if name.endswith("loss")]
         others = [name for name in self.curve if name.startswith("val_") and name not in losses]
         figure = Figure(figsize=(4.2 * (1 + bool(others)), 2.8), layout="constrained")
-        for number, names in enumerate(filter(None, (losses, others)), 1):
-            axes = figure.add_subplot(1, 1 + bool(others), number)
+        for axes, names in zip(figure.subplots(1, 1 + bool(others), sharex=True, squeeze=False)[0], (losses, others)):
             for name in names:
-                steps, values = self.curve[name]
-                axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if name.startswith("val_") else None, markersize=3)
+                measured = name.startswith("val_")
+                axes.plot(*self.curve[name], label=name if measured else f"train_{name}", linewidth=1.2,
+                          marker="o" if measured else None, markersize=3)
             axes.set_xlabel("step")
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)

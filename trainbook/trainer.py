@@ -49,9 +49,10 @@ _KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "_
 
 
 class Trainer(Recorded, Task):
-    "Trains a model on a loader. Every key of a config's training section is a keyword, in any spelling."
+    """Trains a model on a loader. Every key of a config's training section is a keyword, in any spelling.
+    A model may be named; None is the one of the config."""
 
-    def __init__(self, model: torch.nn.Module | str | Mapping, train_loader: Any, val_loader: Any = None, *,
+    def __init__(self, model: torch.nn.Module | str | Mapping | None, train_loader: Any, val_loader: Any = None, *,
                  loss: Callable | str | Mapping | None = None, optimizer: Any = None, metrics: Any = None,
                  callbacks: Iterable = (), config: Config | Mapping | str | Path | None = None,
                  run: Run | Mapping | bool | None = None, stage: str = "train", quiet: bool = False, **training: Any):
@@ -164,8 +165,9 @@ class Trainer(Recorded, Task):
 
     @property
     def done(self) -> bool:
-        "Has it reached its end, or was it asked to halt?"
-        return bool(self.halt) or self.plan.is_over(self.step, self.epoch, time.monotonic() - self._began)
+        "Has it reached its end, or was it asked to halt? An epoch that has had its last step still wants to be ended."
+        if self.halt or self.batch == self.plan.batches: return bool(self.halt)
+        return self.plan.is_over(self.step, self.epoch, time.monotonic() - self._began)
 
     # --- beside the loop --------------------------------------------------------------------------
 
