@@ -327,6 +327,11 @@ class KeyedLoader:
         return [f"{name}  was {said(identity[name])}, is {said(value)}" for name, value in self.identity().items()
                 if name in identity and identity[name] != value]
 
+    def batch_like(self, batch: int, identity: Mapping[str, Any]) -> int:
+        "The batch to go on from with other data than before: after as many samples of the epoch, or at its beginning."
+        was, now = identity.get("batch_size"), self.identity()["batch_size"]
+        return min(batch * was // now, _length(self) or 0) if was and now else 0
+
     def close(self) -> None:
         "Ends the workers, the persistent ones too."
         self._turn += 1

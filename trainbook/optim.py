@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from .config import Config
 from .registry import find, names
 from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates', 'check_fits']
+__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates', 'following', 'check_fits']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
@@ -26,7 +27,8 @@ __all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates',
 #   Schedule          the learning rate at a step
 #   Update            gradients → weights: norm, clip, check, step, clear
 #   train_step        a window of batches → one update
-#   make_updates, check_fits    one for each optimizer; does what was saved fit them?
+#   make_updates      an Update for each optimizer
+#   following, check_fits    a config that says what the optimizer has; does what was saved fit?
 
 # %% ../nbs/21_optim.ipynb #28363c98
 def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
@@ -209,6 +211,18 @@ def make_updates(given: Any, parameters: Iterable, training: Any, scaled: bool =
         kind = t.optimizer if given is None or isinstance(given, str) else given
         named = {"": make_optimizer(kind, parameters, lr=t.lr, weight_decay=t.weight_decay, momentum=t.momentum, betas=t.betas)}
     return {name: Update(one, t.clip, t.nonfinite == "stop", scaled) for name, one in named.items()}
+
+
+def following(config: Config, optimizer: torch.optim.Optimizer) -> Config:
+    "The config with the numbers of an optimizer that was given; ConfigError where it says others."
+    group = optimizer.param_groups[0]
+    for key in ("lr", "weight_decay", "momentum"):
+        if key not in group or group[key] == config.training[key]: continue
+        if (said := config.place(f"training.{key}")).where != "default":
+            raise ConfigError(f"{said}  {key}  is {config.training[key]}, and the optimizer that was given has "
+                              f"{group[key]}; say it in one place")
+        config = config.merge(Config.from_dict({"training": {key: float(group[key])}}, "optimizer"))
+    return config
 
 
 def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds: Mapping[str, str]) -> None:

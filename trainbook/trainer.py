@@ -26,7 +26,7 @@ from .load import drift, load_checkpoint, take_over
 from .lock import write_whole
 from .loggers import History, Numbers, Recorded, Step, history_of, spell_row
 from .metrics import Task, best_of
-from .optim import Schedule, check_fits, make_updates, train_step
+from .optim import Schedule, check_fits, following, make_updates, train_step
 from .plan import Plan, make_plan
 from .registry import build
 from .run import Run
@@ -66,7 +66,7 @@ class Trainer(Recorded, Task):
         Task.__init__(self, model.to(device), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed)
         self.train_loader, self.val_loader = keyed(train_loader, self.config), keyed(val_loader, self.config, "val")
         trained = [*self.model.parameters(), *(self.loss.parameters() if isinstance(self.loss, torch.nn.Module) else ())]
-        if isinstance(optimizer, torch.optim.Optimizer): self._follow_optimizer(optimizer)
+        if isinstance(optimizer, torch.optim.Optimizer): self.config = following(self.config, optimizer)
         self.updates, self._manual = make_updates(optimizer, trained, t, self.precision.scaled), isinstance(optimizer, Mapping)
         self._changed: dict[str, list] = {}
         self.skips |= self.precision.scaled
@@ -209,16 +209,6 @@ class Trainer(Recorded, Task):
         t = self.config.training
         return best_of(self.best, self.metrics, measured, self.step, t.monitor, t.monitor_mode)
 
-    def _follow_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        "The numbers of an optimizer that was given are the config's, unless it says others."
-        group = optimizer.param_groups[0]
-        for key in ("lr", "weight_decay", "momentum"):
-            if key not in group or group[key] == self.config.training[key]: continue
-            if (said := self.config.place(f"training.{key}")).where != "default":
-                raise ConfigError(f"{said}  {key}  is {self.config.training[key]}, and the optimizer that was given has "
-                                  f"{group[key]}; say it in one place")
-            self.config = self.config.merge(Config.from_dict({"training": {key: float(group[key])}}, "optimizer"))
-
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
         self.updates[name].backward(loss, self.updates[name].parameters)
@@ -280,16 +270,11 @@ class Trainer(Recorded, Task):
         for key in _KEPT: setattr(self, key, copy(told[key]))
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self._changed
         self._changed = {}
-        if differences: self.batch = self._batch_of(told["data"])
+        if differences: self.batch = self.train_loader.batch_like(self.batch, told["data"])
         self.train_loader.load_state_dict(told["loader"])
         self.listeners.load_state_dict(told["callbacks"])
         # what was changed while it ran stays so, unless a person says otherwise now
         self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
-
-    def _batch_of(self, data: Mapping) -> int:
-        "The batch to go on from with other data: after as many samples of the epoch as were seen, or at its beginning."
-        was, now = data.get("batch_size"), self.train_loader.identity().get("batch_size")
-        return min(self.batch * was // now, self.plan.batches or 0) if was and now else 0
 
     def save_checkpoint(self, path: str | Path | None = None) -> None:
         "A checkpoint of now in the run; or all of it in one plain file, .pth or .safetensors."
