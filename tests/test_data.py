@@ -17,8 +17,8 @@ from torch.utils.data import (BatchSampler, ConcatDataset, DataLoader, Dataset, 
                               Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler, default_collate, get_worker_info)
 from torch.utils.data.distributed import DistributedSampler
 
-from trainbook.data import KeyedLoader, ahead
-from trainbook.device import mix, reseed, rng_state
+from trainbook.data import KeyedLoader
+from trainbook.device import ahead, mix, reseed, rng_state
 from trainbook.source import ConfigError
 
 torch.set_num_threads(1)
@@ -447,7 +447,7 @@ def test_an_error_in_a_worker_is_told_and_the_next_epoch_works(persistent):
     loader.close()
 
 
-def test_workers_survive_the_stop_button_and_end_on_sigterm():
+def test_workers_survive_the_stop_button_and_a_sigterm_to_all():
     code = """if True:
         import os, signal, subprocess, sys, time, torch
         from torch.utils.data import DataLoader
@@ -467,8 +467,8 @@ def test_workers_survive_the_stop_button_and_end_on_sigterm():
         print(pauses, number, seen == again, flush=True)
         try:
             for number, (n, batch) in enumerate(loader.batches(2)):
-                if number == 2: subprocess.run(["kill", str(min(again))])
-        except RuntimeError as error: print("told" if "Terminated" in f"{error} {error.__cause__}" else error)
+                if number in (1, 2): subprocess.run(["kill", "-TERM" if number == 1 else "-KILL", str(min(again))])
+        except RuntimeError as error: print("told" if "Killed" in f"{error} {error.__cause__}" else error)
         """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, start_new_session=True)
     assert done.stdout.split("\n")[:2] == ["3 19 True", "told"] and done.returncode == 0, done
@@ -635,7 +635,7 @@ def test_what_is_no_loader_is_told_up_front(source, words):
 def test_used_up():
     loader = KeyedLoader(torch.ones(2) for _ in range(3))
     assert [n for n, _ in all_of(loader)] == [2, 2, 2]
-    with pytest.raises(ConfigError, match="found none in epoch 1: generator can be read once and is used up; wrap it in a list or in a DataLoader"): all_of(loader, 1)
+    with pytest.raises(ConfigError, match="found none in epoch 2: generator can be read once and is used up; wrap it in a list or in a DataLoader"): all_of(loader, 1)
     with pytest.raises(TypeError, match="unknown: generator has no length"): len(loader)
     with pytest.raises(ConfigError, match="Empty yields nothing"): all_of(KeyedLoader(DataLoader(type("Empty", (IterableDataset,), {"__iter__": lambda self: iter([])})())))
 

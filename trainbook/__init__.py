@@ -5,7 +5,8 @@ The page number is the layer; a module imports only from pages before its own.
     0x words      source  schema  spelling  layers  config     what a person wrote, and where
                   registry                                     names to builders
                   lock  ledger  run  trust                     the run folder, and whose code may run
-    1x machine    device  dist  plan  workers  order           what computes, when, and in which order
+    1x machine    device  dist  workers  plan                  what computes, and when
+                  losses  console  order                       what is wanted, what is told, in which order
     2x ingredients  data  optim  metrics                       batches, updates, numbers
                   pickled  state  tensorfile  stepfolder       what a checkpoint is made of, which one is meant
                   foreign  weights  load                       what others wrote
@@ -27,7 +28,7 @@ if sys.platform == "win32":
 _PUBLIC = {"Config": "config", "ConfigError": "source",
            "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry",
            "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
-           "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "loggers", "KeyedLoader": "data",
+           "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
            "Paused": "events"}
 __all__ = list(_PUBLIC)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -16,13 +17,13 @@ from torch.utils.data import (BatchSampler, DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from .config import Config
-from .device import mix, move, reseed, reseed_python_numpy, samples_in, tensors_in
-from .order import Cut, batches_in, order_of
+from .device import mix, reseed, reseed_python_numpy, samples_in
+from .order import Cut, batches_in, keyed_like, order_of
 from .source import ConfigError
 from .workers import Workers, can_pin, check_sendable, rebuilt
 
 # %% auto #0
-__all__ = ['KeyedLoader', 'keyed', 'ahead']
+__all__ = ['KeyedLoader', 'keyed']
 
 # %% ../nbs/20_data.ipynb #e397a20d
 # Map of this module, top to bottom:
@@ -31,7 +32,6 @@ __all__ = ['KeyedLoader', 'keyed', 'ahead']
 #   _Indexed, _Ready, _Flow     three kinds of source: by index, ready batches, one after the other
 #   KeyedLoader                 the one that the trainer talks to
 #   keyed                       of anything that a person calls a loader
-#   ahead                       copies to the device while it computes
 
 # %% ../nbs/20_data.ipynb #a2900698
 _BATCH, _SAMPLE, _AFTER = 2, 3, 4  # what a key is for, so that no two purposes share one; 1 is the order
@@ -51,6 +51,7 @@ class _Batches(Dataset):
 
     def __init__(self, loader: DataLoader, per: str):
         self.dataset, self.collate, self.per, self.tensors = loader.dataset, loader.collate_fn, per, None
+        self.owned: list | None = None
         self.batched = loader.batch_sampler is not None
 
     def __getitem__(self, item: tuple[int, int, Any]) -> Any:
@@ -61,19 +62,42 @@ class _Batches(Dataset):
 
     def _fetch(self, key: int, salt: int, indices: Any) -> Any:
         dataset = self.dataset
+        if self.owned is None: self.owned = _generators_of(dataset, self.collate)
         if self.per == "sample":
             samples = [self._sample(salt, index) for index in (indices if self.batched else [indices])]
             reseed(key)
+            self._reseed_owned(key)
             return self.collate(samples if self.batched else samples[0])
+        if self.owned: self._reseed_owned(key)
         if not self.batched: return self.collate(dataset[indices])
         if getattr(dataset, "__getitems__", None): return self.collate(dataset.__getitems__(indices))
         return self.collate([dataset[index] for index in indices])
 
     def _sample(self, salt: int, index: Any) -> Any:
-        try: reseed(mix(salt, int(index)))
+        try: key = mix(salt, int(index))
         except (TypeError, ValueError):
             raise ConfigError(f'per="sample"  needs whole numbers as indices, found {index!r}; use per="batch"') from None
+        reseed(key)
+        self._reseed_owned(key)
         return self.dataset[index]
+
+    def _reseed_owned(self, key: int) -> None:
+        for number, (holder, name) in enumerate(self.owned):
+            setattr(holder, name, keyed_like(getattr(holder, name), mix(key, number)))
+
+
+def _generators_of(*things: Any) -> list[tuple[Any, str]]:
+    "(holder, name) of each generator among the attributes of a dataset, of what it wraps, and of its transforms."
+    found, seen, left = [], [], list(things)
+    while left:
+        one = left.pop(0)
+        if any(one is other for other in seen): continue
+        seen.append(one)
+        for name, value in list(getattr(one, "__dict__", {}).items()):
+            if keyed_like(value, 0) is not None: found.append((one, name))
+            elif name in ("dataset", "datasets") or "transform" in name:
+                left += value if isinstance(value, (list, tuple)) else [value]
+    return found
 
 
 class _Items:
@@ -303,7 +327,7 @@ class KeyedLoader:
             number += 1
             yield samples_in(batch) if samples is None else samples, batch
             if turn != self._turn: self._still(turn)
-        if not number: raise ConfigError(f"batches  found none in epoch {epoch}: {self._kind.none()}")
+        if not number: raise ConfigError(f"batches  found none in epoch {epoch + 1}: {self._kind.none()}")
 
     def _still(self, turn: int) -> None:
         if turn != self._turn:
@@ -320,6 +344,24 @@ class KeyedLoader:
     def identity(self) -> dict[str, Any]:
         "What an exact resume relies on, as plain data for a checkpoint."
         return {"seed": self.seed, "samples": None, "batch_size": None, "batches": None} | self._kind.about()
+
+    def notes(self, config: Config) -> list[str]:
+        "What a person should know before training on it."
+        size, wanted, said = self.identity()["batch_size"], config.training.batch_size, config.place("training.batch_size")
+        other = size not in (None, wanted) and said.where != "default" and isinstance(self.source, DataLoader)
+        return [f"a resume inside an epoch is not exact: {self.exact}"] * bool(self.exact) + [
+            f"train_loader makes batches of {size}; batch_size: {wanted} ({said}) is for datasets"] * other
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        "Afterwards a source that keeps a state is where it was, whoever else is reading it."
+        holder, before = getattr(self._kind, "holder", None), self.state_dict()
+        try: yield
+        finally:
+            if before:
+                self.close()
+                holder.load_state_dict(before["source"])
+                self.load_state_dict(before)
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         "What is no longer as it was, a line each."
@@ -344,7 +386,7 @@ def _kind_of(source: Any, seed: int, per: str) -> _Indexed | _Ready | _Flow:
     name, by_index = type(source).__name__, hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         raise ConfigError(f"loader  found {name}, a dataset; write DataLoader(dataset, batch_size=32, shuffle=True)")
-    if not isinstance(source, (torch.Tensor, numpy.ndarray, str, bytes, Mapping)):
+    if not isinstance(source, (torch.Tensor, numpy.ndarray, str, bytes, Mapping, torch.nn.Module)):
         if isinstance(source, Sequence) or by_index and not hasattr(source, "__iter__"): return _Ready(source, seed)
         if hasattr(source, "__iter__"): return _Flow(source, seed)
     raise ConfigError(f"loader  found {name}; accepted are a DataLoader, a list of batches, or an iterable of batches")
@@ -354,9 +396,10 @@ def keyed(source: Any, config: Config, use: str = "train") -> KeyedLoader | None
     """A loader whose batches are functions of seed and position, of a DataLoader, a dataset, or a list of batches; to train,
     for "val", or for "test": then in the order of the dataset."""
     if isinstance(source, KeyedLoader) and use == "test": source = source.source  # that one may be in use
-    if source is None or isinstance(source, KeyedLoader): return source
+    if isinstance(source, KeyedLoader) or source is None and use == "val": return source
     t, d, training = config.training, config.data, use == "train"
     if isinstance(source, Dataset):
+        if _length(source) == 0: raise ConfigError(f"{use} data  {type(source).__name__} is empty")
         order = {} if isinstance(source, IterableDataset) else {"shuffle": d.shuffle and training}
         source = DataLoader(source, t.batch_size if training else t.val_batch_size or t.batch_size, num_workers=d.num_workers,
                             prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), **order,
@@ -366,18 +409,3 @@ def keyed(source: Any, config: Config, use: str = "train") -> KeyedLoader | None
             kept = ("dataset", "batch_size", "drop_last", "collate_fn")
             source = rebuilt(source, **{name: getattr(source, name) for name in kept})
     return KeyedLoader(source, seed=t.seed if training else mix(t.seed, 1 + (use == "test")))
-
-# %% ../nbs/20_data.ipynb #abe4a5c8
-def ahead(batches: Iterable[tuple[int, Any]], device: torch.device) -> Iterator[tuple[int, Any]]:
-    "(samples, batch) with the batch on the device; on CUDA copied while the device computes the batch before."
-    if device.type != "cuda":
-        for samples, batch in batches: yield samples, move(batch, device)
-        return
-    side = torch.cuda.Stream(device)
-    for samples, batch in batches:
-        with torch.cuda.stream(side): batch = move(batch, device)
-        here = torch.cuda.current_stream(device)
-        here.wait_stream(side)
-        for tensor in tensors_in(batch):
-            if tensor.is_cuda: tensor.record_stream(here)  # its memory stays until the computing stream is done with it
-        yield samples, batch

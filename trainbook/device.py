@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', 'samples_in', 'mix', 'reseed',
+__all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', 'samples_in', 'ahead', 'mix', 'reseed',
            'reseed_python_numpy', 'rng_state', 'set_rng_state', 'seed_everything', 'aside', 'make_deterministic']
 
 # %% ../nbs/10_device.ipynb #7b6ee3c5
@@ -25,6 +26,7 @@ __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', '
 #   pick_device                 a word → a device that exists
 #   Precision, pick_precision   fp32, bf16, fp16 with a scale
 #   move, samples_in            nested batches
+#   ahead                       copies to the device while it computes
 #   mix, reseed                 a key from numbers; all generators of the process from a key
 #   rng_state, set_rng_state    everything random, as a value
 #   aside                       random work that leaves no trace outside
@@ -93,7 +95,9 @@ def move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         moved = {key: move(value, device) for key, value in batch.items()}
         return moved if type(batch) is dict else _like(batch, moved)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"): return type(batch)(*(move(value, device) for value in batch))
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        if callable(getattr(batch, "to", None)): return batch.to(device)  # a PackedSequence knows what must stay
+        return type(batch)(*(move(value, device) for value in batch))
     if isinstance(batch, (list, tuple)): return type(batch)([move(value, device) for value in batch])
     if hasattr(batch, "__dataclass_fields__") and not isinstance(batch, type):
         return _like(batch, {name: move(getattr(batch, name), device) for name in batch.__dataclass_fields__})
@@ -110,15 +114,16 @@ def _like(batch: Any, values: dict) -> Any:
     return other
 
 
-def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
-    "The tensors of a batch, depth first."
+def tensors_in(batch: Any, hidden: bool = False) -> Iterator[torch.Tensor]:
+    "The tensors of a batch, depth first; `hidden`: also those that an object with a `to` of its own keeps."
     if isinstance(batch, torch.Tensor): yield batch
     elif isinstance(batch, Mapping):
-        for value in batch.values(): yield from tensors_in(value)
+        for value in batch.values(): yield from tensors_in(value, hidden)
     elif isinstance(batch, (list, tuple)):
-        for value in batch: yield from tensors_in(value)
+        for value in batch: yield from tensors_in(value, hidden)
     elif hasattr(batch, "__dataclass_fields__") and not isinstance(batch, type):
-        for name in batch.__dataclass_fields__: yield from tensors_in(getattr(batch, name))
+        for name in batch.__dataclass_fields__: yield from tensors_in(getattr(batch, name), hidden)
+    elif hidden and callable(getattr(batch, "to", None)): yield from tensors_in(list(vars(batch).values()), hidden)
 
 
 def samples_in(batch: Any) -> int:
@@ -128,6 +133,23 @@ def samples_in(batch: Any) -> int:
         if isinstance(batch, list) and len(sizes) > 1 and None not in sizes: return len(batch)  # pictures of many sizes
     first = next((tensor for tensor in tensors_in(batch) if tensor.dim()), None)
     return first.size(0) if first is not None else len(batch) if isinstance(batch, list) else 1
+
+# %% ../nbs/10_device.ipynb #2b444c96
+def ahead(batches: Iterable[tuple[int, Any]], device: torch.device) -> Iterator[tuple[int, Any]]:
+    "(samples, batch) with the batch on the device; on CUDA copied while the device computes the batch before."
+    if device.type != "cuda":
+        for samples, batch in batches: yield samples, move(batch, device)
+        return
+    side, steps = torch.cuda.Stream(device), deque()
+    for samples, batch in batches:
+        if len(steps) == 4: steps.popleft().synchronize()  # the process may be ahead by that much; more only costs memory
+        with torch.cuda.stream(side): batch = move(batch, device)
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(side)
+        for tensor in tensors_in(batch, hidden=True):
+            if tensor.is_cuda: tensor.record_stream(here)  # its memory stays until the computing stream is done with it
+        yield samples, batch
+        steps.append(here.record_event())
 
 # %% ../nbs/10_device.ipynb #9716294c
 _ALL = (1 << 64) - 1

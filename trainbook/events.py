@@ -81,7 +81,8 @@ def _meant(name: str) -> str | None:
 
 
 def _check_takes_trainer(cls: type, name: str, method: Any) -> None:
-    try: inspect.signature(method.__func__ if isinstance(method, (staticmethod, classmethod)) else method).bind(None, None)
+    bound = (None,) if isinstance(method, staticmethod) else (None, None)
+    try: inspect.signature(getattr(method, "__func__", method)).bind(*bound)
     except TypeError:
         raise TypeError(f"{cls.__name__}.{name}  is called with the trainer alone; write def {name}(self, trainer)") from None
 
@@ -93,8 +94,8 @@ class CallbackError(RuntimeError):
 class Listeners:
     "Who hears what: a list of bound methods for each event."
 
-    def __init__(self, callbacks: Iterable[Any]):
-        self.callbacks = list(callbacks)
+    def __init__(self, callbacks: Iterable[Any] | Callback | None):
+        self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         for one in self.callbacks:
             if isinstance(one, type):
                 raise TypeError(f"callbacks  expected an object, found the class {one.__name__}; write {one.__name__}()")
@@ -108,17 +109,35 @@ class Listeners:
             try: method(trainer)
             except Exception as error:
                 if isinstance(error, CallbackError): raise
-                who = f"{type(method.__self__).__name__}.{event}"
-                raise CallbackError(f"{who} raised {type(error).__name__}: {error}  (step {trainer.step:,})") from error
+                said = " ".join(str(error).split())
+                raise CallbackError(f"{_who(method)}.{event} raised {type(error).__name__}: {said}  "
+                                    f"(step {trainer.step:,})") from error
+
+    def named(self) -> dict[str, Callback]:
+        "Each by its class, and a number if there are several of that."
+        names: dict[str, Callback] = {}
+        for one in self.callbacks:
+            name = kind = type(one).__name__
+            number = 1
+            while name in names: name, number = f"{kind} {number + 1}", number + 1
+            names[name] = one
+        return names
 
     def state_dict(self) -> dict[str, dict]:
-        "The states of those that have one, by class name and number."
-        named = {f"{number}.{type(one).__name__}": one.state_dict() for number, one in enumerate(self.callbacks)}
-        return {name: state for name, state in named.items() if state}
+        "The states of those that have one."
+        return {name: state for name, one in self.named().items() if (state := one.state_dict())}
 
-    def load_state_dict(self, states: dict[str, dict]) -> None:
-        for number, one in enumerate(self.callbacks):
-            if state := states.get(f"{number}.{type(one).__name__}"): one.load_state_dict(state)
+    def load_state_dict(self, states: dict[str, dict]) -> list[str]:
+        "Takes back what state_dict gave; returns the names of those that are not there any more."
+        there = self.named()
+        for name, state in states.items():
+            if name in there: there[name].load_state_dict(state)
+        return [name for name in states if name not in there]
+
+
+def _who(method: Callable) -> str:
+    "The class of a bound method; of a static one, what its name begins with."
+    return type(method.__self__).__name__ if hasattr(method, "__self__") else method.__qualname__.rpartition(".")[0]
 
 # %% ../nbs/31_events.ipynb #81a4a1b4
 _LOOP = """
@@ -143,7 +162,7 @@ def picture(listeners: Listeners | None = None) -> str:
     lines = []
     for line in _LOOP.strip().splitlines():
         heard = listeners.of.get(line.split("#")[0].strip(), []) if listeners else []
-        names = ", ".join(dict.fromkeys(type(method.__self__).__name__ for method in heard))
+        names = ", ".join(dict.fromkeys(map(_who, heard)))
         lines.append(f"{line.split('#')[0].rstrip():40} ← {names}" if names else line)
     return "\n".join(lines)
 
@@ -155,7 +174,7 @@ class Wishes:
 
     def handle(self, number: int, frame: Any) -> None:
         "The first signal is noted, the second stops at once."
-        if self.asked: raise KeyboardInterrupt("interrupted twice: stopped at once, in the middle of a step")
+        if self.asked: raise SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt("stopped at once")
         self.asked = number
         word = "SIGTERM" if number == signal.SIGTERM else "interrupt"
         os.write(2, f"\n{word}: finishing the step, then saving; once more to stop at once\n".encode())  # safe inside a handler
@@ -200,9 +219,10 @@ class Session:
     "Work that may be interrupted: signals are wishes inside, and it ends in order whatever happens."
     wishes: Wishes | None = None        # while a session is open
     error: BaseException | None = None  # what ended the last one
-    in_step = ""                        # what cannot be left half done: a step, or fetching from a source that keeps a state
+    in_step = ""                        # what cannot be left half done: step, telling (callbacks), fetching (from a stream)
     torn = ""                           # why what is in memory is nothing to go on from
     halt = ""                           # why it shall end: paused, stopped
+    _thread, _inside, _opening = 0, (), False
 
     def open(self) -> None: ...
     def finish(self) -> str: return self.halt or "finished"
@@ -213,26 +233,53 @@ class Session:
     def session(self) -> Iterator[None]:
         "Open inside. Within a session it is the same session."
         if self.wishes is not None:
+            self.check_thread()
             yield
             return
         if self.torn: raise RuntimeError(f"training {self.torn}; resume_from_checkpoint(), then train()")
         self.wishes, self.halt, self.in_step, self.error, status = Wishes(), "", "", None, "failed"
+        self._thread, self._inside, self._opening = threading.get_ident(), (), True
         try:
             with listening(self.wishes):
                 self.open()
+                self._opening = False
                 yield
                 status = self.finish()
         except BaseException as error:
-            self.error = error
-            if self.in_step and not isinstance(error, Exception) or self.in_step == "fetching":
-                self.torn = f"was stopped in the middle of {'a step' if self.in_step == 'step' else 'reading its data'}"
-            if not self.in_step: self.rescue()
+            self.error, self.torn = error, self.breaks(error)
+            if not self.torn: self.rescue()
             raise
         finally:
             asked = self.wishes.asked
             try: self.close(status)
             finally: self.wishes = None
-        if status == "paused" and asked: raise leave(asked, f"paused at {self.where}; train() goes on from there")
+        if asked and status == "paused": raise leave(asked, f"paused at {self.where}; train() goes on from there")
+        if asked and (asked == signal.SIGTERM or not interactive()): raise leave(asked, f"{status} at {self.where}")
+
+    @contextmanager
+    def once(self, what: str) -> Iterator[None]:
+        "Not inside itself."
+        self.check_thread()
+        if what in self._inside:
+            raise RuntimeError(f"{what}  is called by a callback or a step of its own; return, and it goes on")
+        self._inside = (*self._inside, what)
+        try: yield
+        finally: self._inside = tuple(one for one in self._inside if one != what)
+
+    def check_thread(self) -> None:
+        "RuntimeError where two threads would share one state."
+        if self.wishes is not None and self._thread != threading.get_ident():
+            raise RuntimeError(f"it trains in another thread, at {self.where}; wait for it, or stop()")
+
+    def check_closed(self, what: str) -> None:
+        "RuntimeError while a session is open: this would change the state under the loop."
+        if self.wishes is not None and not self._opening:
+            raise RuntimeError(f"{what}  is for between two trainings; stop(), and call it when train() has returned")
+
+    def breaks(self, error: BaseException) -> str:
+        "Why nothing can go on from what is in memory after this error; nothing if it can."
+        if self.in_step == "fetching": return "was stopped in the middle of reading its data"
+        return "was stopped in the middle of a step" if self.in_step == "step" and not isinstance(error, Exception) else ""
 
     @property
     def where(self) -> str: return "its end"
@@ -257,15 +304,18 @@ def origin_of(checkpoint: Checkpoint) -> Origin | None:
     return Origin(Run(folder.parent), folder.name, checkpoint.facts["step"], checkpoint.facts.get("position"))
 
 
-def place(config: Config, stage: str, run: Run | None = None, origin: Origin | None = None) -> tuple[Run, bool]:
-    "The run to write, and whether it goes on there."
-    if origin is None:
-        run = run or Run.create(config)
-        return run, (run.folder/"events.jsonl").exists() and _begun(run, stage)
+def place(config: Config, stage: str, run: Run | None = None, origin: Origin | None = None,
+          loaded: bool = False) -> tuple[Run, bool]:
+    "The run to write, and whether it goes on there. `loaded`: from a file that is in no run; then nothing is gone on with."
+    fresh = config.merge({"run": {"on_existing": "new"}})
+    if origin is None or not origin.run.folder.is_dir():
+        run = run if run and run.folder.is_dir() else Run.create(fresh if loaded or origin else config)
+        begun = (run.folder/"events.jsonl").exists() and _begun(run, stage)
+        return (Run.create(fresh), False) if begun and loaded else (run, begun)
     wanted = run.folder if run else config.training.save_dir and Path(config.training.save_dir).expanduser()
     here = not wanted or wanted.resolve() == origin.run.folder.resolve() or origin.position is None
     if here and origin.stage == stage and max(steps(origin.run.folder/stage), default=0) <= origin.step: return origin.run, True
-    return Run.create(config.merge({"run": {"on_existing": "new"}}), parent=(origin.run, origin.stage, origin.step)), False
+    return Run.create(fresh, parent=(origin.run, origin.stage, origin.step)), False
 
 
 def _begun(run: Run, stage: str) -> bool:

@@ -17,6 +17,7 @@ import torch
 from .config import Config
 from .foreign import is_ours, read_foreign
 from .lock import read_small
+from .optim import Update
 from .pickled import shown
 from .registry import build, find
 from .run import Run, RunError, branch_points, find_run
@@ -294,10 +295,16 @@ def drift(config: Config, checkpoint: Checkpoint) -> str:
     return shown(", ".join(f"{key} {spell_short(now)} (was {spell_short(was)})" for key, (now, was) in other.items()), 4096)
 
 
-def take_over(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> str:
-    "The weights of another program's checkpoint, and its optimizer if it fits; says what was taken."
+def take_over(checkpoint: Checkpoint, model: torch.nn.Module, update: Update | None) -> str:
+    "The weights of another program's checkpoint, and its optimizer's state if it fits; says what was taken."
     load_weights(model, checkpoint["model_state_dict"])
-    if optimizer is None or "optimizer" not in checkpoint.state: return "the weights"
-    try: optimizer.load_state_dict(checkpoint.state["optimizer"])
+    if update is None or "optimizer" not in checkpoint.state: return "the weights"
+    state, ours = checkpoint.state["optimizer"], set(update.optimizer.param_groups[0])
+    theirs = set(state["param_groups"][0]) if state.get("param_groups") else set()
+    passing = {"fused", "foreach", "capturable", "differentiable", "maximize", "decoupled_weight_decay", "initial_lr"}
+    if others := ours - theirs - passing:
+        missing = ", ".join(sorted(others))
+        return f"the weights (its optimizer does not fit: no {missing}, as {type(update.optimizer).__name__} has)"
+    try: update.take(state, numbers=False)
     except (ValueError, KeyError, TypeError) as error: return f"the weights (its optimizer does not fit: {error})"
     return "weights and optimizer"

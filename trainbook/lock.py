@@ -125,7 +125,7 @@ class Lock:
     def _take(self, path: Path) -> None:
         if _HELD.get(_identity(path)) == os.getpid():
             raise RunBusy(f"{self.folder}  is in use in this process; "
-                          "call close() on the trainer or ledger that has it")
+                          "stop() the trainer that writes it, or wait until it is done")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

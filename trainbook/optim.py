@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from copy import deepcopy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates', 'following', 'check_fits']
+__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates', 'following', 'untrained', 'check_fits']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
@@ -28,7 +29,8 @@ __all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates',
 #   Update            gradients → weights: norm, clip, check, step, clear
 #   train_step        a window of batches → one update
 #   make_updates      an Update for each optimizer
-#   following, check_fits    a config that says what the optimizer has; does what was saved fit?
+#   following         a config that says what a given optimizer has
+#   untrained, check_fits    what no optimizer has; does what was saved fit?
 
 # %% ../nbs/21_optim.ipynb #28363c98
 def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
@@ -88,6 +90,7 @@ class Schedule(NamedTuple):
         return self
 
 # %% ../nbs/21_optim.ipynb #38b08f2d
+_HOW = ("fused", "foreach", "capturable", "differentiable")
 _WRAPPER = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__  # what torch puts around each step
 
 
@@ -97,17 +100,21 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None, latch: bool = True, scaled: bool = False):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigError(f"optimizer  expected a name or a torch optimizer, found {type(optimizer).__name__}")
+        if inspect.signature(type(optimizer).step).parameters["closure"].default is inspect.Parameter.empty:
+            raise ConfigError(f"optimizer  {type(optimizer).__name__} computes the loss several times a step, which no window of "
+                              "batches can be asked for; choose another")
         self.optimizer, self.clip, self.latch = optimizer, clip, latch
         self.parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self.rides = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-        step = type(optimizer).step
-        self._inner = step.__wrapped__ if getattr(step, "__code__", None) is _WRAPPER else None
+        self._wrapped = getattr(type(optimizer).step, "__code__", None) is _WRAPPER
+        self.busy = False  # weights are being changed, or were, and the step is not yet counted
         for group in optimizer.param_groups: group.setdefault("initial_lr", group["lr"])
         device = self.parameters[0].device
         number = lambda value: torch.full((), value, device=device, dtype=torch.float32)
         self.one, self.bad = number(1.0), number(0.0)
         self.scale, self.growth = (number(65536.0), torch.zeros((), dtype=torch.int32, device=device)) if scaled else (None, None)
-        self._plain = len({(one.device, one.dtype) for one in self.parameters}) == 1
+        kinds = {(one.device, one.dtype) for one in self.parameters}
+        self._plain = len(kinds) == 1 and torch.float64 not in {dtype for _, dtype in kinds}
 
     def set_lr(self, schedule: Schedule, step: int) -> float:
         "Each group's learning rate at this step; returns that of the first."
@@ -122,20 +129,30 @@ class Update:
         "No gradients, and no flag of a bad one, from before."
         self.clear()
         self.bad.zero_()
+        self.busy = False
+
+    def take(self, state: Mapping[str, Any], numbers: bool = True) -> None:
+        """The state of an optimizer of the same kind, as a copy. How this one computes (fused or not) stays its own matter;
+        its numbers (lr, …) too, unless they are taken as well."""
+        groups = self.optimizer.param_groups
+        own = [{key: value for key, value in group.items() if key in _HOW or not numbers and key != "params"} for group in groups]
+        theirs = [{**group, **mine} for group, mine in zip(state["param_groups"], own)]
+        self.optimizer.load_state_dict(deepcopy({**state, "param_groups": theirs}))
 
     def follow(self, training: Any, before: Mapping[str, float]) -> None:
         "Numbers that were changed; `before` are those that its groups have followed so far."
         self.clip, lr = training.clip, before["lr"]
         for group in self.optimizer.param_groups:
             if training.lr != lr: group["initial_lr"] = group["initial_lr"] * training.lr / lr if lr else training.lr
-            for key in ("weight_decay", "momentum"):
-                if key in group and training[key] != before[key]: group[key] = training[key]
+            for key in ("weight_decay", "momentum", "betas"):
+                if key in group and training[key] is not None and training[key] != before[key]: group[key] = training[key]
 
     def backward(self, loss: torch.Tensor, inputs: list[torch.Tensor] | None = None) -> None:
         "Gradients of a loss, multiplied by the scale of fp16 if there is one; of these inputs only, if they are named."
         (loss if self.scale is None else loss * self.scale).backward(inputs=inputs)
 
     def __call__(self) -> torch.Tensor:
+        self.busy = True
         grads = [one.grad for one in self.parameters if one.grad is not None]
         norm = self._norm(grads)
         if self.scale is not None or not self.latch: self.bad.zero_()
@@ -153,8 +170,12 @@ class Update:
         "The norm of all gradients as one vector."
         if not grads: raise ConfigError("training_step  its loss reached no parameter of this optimizer; was it computed "
                                         "from the model's output, outside no_grad?")
-        if self._plain and not any([grad.is_sparse for grad in grads]):
+        sparse = any([grad.is_sparse for grad in grads])
+        if self._plain and not sparse:
             return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, torch.float32)))
+        if sparse and self.rides:  # torch has no fused step for these
+            self.rides = False
+            for group in self.optimizer.param_groups: group["fused"] = False
         dense = [(grad.coalesce().values() if grad.is_sparse else grad).float() for grad in grads]
         return torch.nn.utils.get_total_norm(dense).to(self.bad.device)
 
@@ -163,8 +184,9 @@ class Update:
             self.optimizer.grad_scale, self.optimizer.found_inf = divisor, self.bad
         elif self.bad.item(): return  # the slower way: the host must know
         elif divisor is not None: torch._foreach_div_(grads, divisor)
-        if self._inner is None or self._heard(): self.optimizer.step()
-        else: self._inner(self.optimizer)
+        if not self._wrapped or self._heard(): self.optimizer.step()
+        else: type(self.optimizer).step.__wrapped__(self.optimizer)
+        if self.rides: self.optimizer.grad_scale = self.optimizer.found_inf = None  # others may step it by hand
 
     def _heard(self) -> bool:
         "Does anybody listen to the optimizer's step?"
@@ -206,6 +228,7 @@ def make_updates(given: Any, parameters: Iterable, training: Any, scaled: bool =
     t = training
     if isinstance(given, Mapping):
         if t.accumulate > 1: raise ConfigError("accumulate  is training_step's own matter with several optimizers; leave it out")
+        if not given: raise ConfigError("optimizer  found no optimizer in the dict; give {\"generator\": …, \"critic\": …}")
         named = dict(given)
     else:
         kind = t.optimizer if given is None or isinstance(given, str) else given
@@ -225,13 +248,20 @@ def following(config: Config, optimizer: torch.optim.Optimizer) -> Config:
     return config
 
 
+def untrained(updates: Mapping[str, Update], model: torch.nn.Module) -> str:
+    "The parameters of a model that want a gradient and are in no optimizer, as a line."
+    known = {id(one) for update in updates.values() for one in update.parameters}
+    left = [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in known]
+    return ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+
+
 def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds: Mapping[str, str]) -> None:
     "ConfigError unless saved states are of the same kinds of optimizers over as many parameters; before anything is changed."
     sizes = lambda groups: [len(group["params"]) for group in groups]
     for name, update in updates.items():
-        kind, was = type(update.optimizer).__name__, kinds.get(name)
-        if kind != was: raise ConfigError(f"optimizer {name}  is {kind}, the checkpoint has {was or 'none'}; use the same")
+        kind, was, called = type(update.optimizer).__name__, kinds.get(name), f"optimizer {name}".strip()
+        if kind != was: raise ConfigError(f"{called}  is {kind}, the checkpoint has {was or 'none'}; use the same")
         ours, theirs = sizes(update.optimizer.param_groups), sizes(states[name]["param_groups"])
         if ours != theirs:
-            raise ConfigError(f"optimizer {name}  has groups of {ours} parameters, the checkpoint of {theirs}; "
+            raise ConfigError(f"{called}  has groups of {ours} parameters, the checkpoint of {theirs}; "
                               "is the model the same?")

@@ -16,12 +16,13 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from .device import aside, mix
 
 # %% auto #0
-__all__ = ['permutation', 'order_of', 'batches_in', 'Cut']
+__all__ = ['permutation', 'order_of', 'keyed_like', 'batches_in', 'Cut']
 
 # %% ../nbs/19_order.ipynb #5fcbd3d7
 # Map of this module, top to bottom:
 #   permutation                 an order of n numbers, from a key
 #   order_of, _listed           what a sampler gives in an epoch
+#   keyed_like                  a generator of the same kind, from a key
 #   batches_in, Cut             an order cut into batches
 
 # %% ../nbs/19_order.ipynb #2c705fce
@@ -62,7 +63,7 @@ def _listed(sampler: Any, key: int, epoch: int) -> list:
             for part in parts:
                 if hasattr(part, "set_epoch"): part.set_epoch(epoch)
                 for name, value in list(getattr(part, "__dict__", {}).items()):
-                    if (keyed := _keyed_like(value, mix(key, len(own)))) is None: continue
+                    if (keyed := keyed_like(value, mix(key, len(own)))) is None: continue
                     own.append((part, name, value))
                     setattr(part, name, keyed)
             return list(sampler)
@@ -70,7 +71,7 @@ def _listed(sampler: Any, key: int, epoch: int) -> list:
             for part, name, value in own: setattr(part, name, value)
 
 
-def _keyed_like(value: Any, key: int) -> Any:
+def keyed_like(value: Any, key: int) -> Any:
     "A generator of the same kind that starts from a key; None if the value is no generator."
     if isinstance(value, torch.Generator): return torch.Generator(value.device).manual_seed(key >> 1)
     if isinstance(value, numpy.random.Generator): return numpy.random.default_rng(key)

@@ -36,7 +36,8 @@ class Plan(NamedTuple):
     def is_over(self, step: int, epoch: int, seconds: float) -> bool:
         "Is this where training ends?"
         if self.end.unit == "seconds": return seconds >= self.end.amount
-        return self.total is not None and step >= self.total or self.end.unit == "epochs" and epoch >= self.end.amount
+        if self.end.unit == "epochs" and self.end.amount % 1 == 0: return epoch >= self.end.amount  # whatever a loader's len says
+        return self.total is not None and step >= self.total
 
     def evaluates(self, step: int) -> bool: return _crosses(self.evals, step)
     def writes_row(self, step: int) -> bool: return _crosses(self.rows, step)

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 
 from .config import Config
-from .data import KeyedLoader, ahead, keyed
-from .device import make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
+from .data import KeyedLoader, keyed
+from .device import ahead, make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
 from .dist import check_alone
-from .events import GivenUp, origin_of, picture
-from .foreign import export_checkpoint
-from .layers import nested
-from .ledger import check_changes, tell
-from .load import drift, load_checkpoint, take_over
+from .events import GivenUp
+from .console import History, spell_row
+from .ledger import check_changes
+from .load import take_over
 from .lock import write_whole
-from .loggers import History, Numbers, Recorded, Step, history_of, spell_row
-from .metrics import Task, best_of
-from .optim import Schedule, check_fits, following, make_updates, train_step
+from .loggers import Numbers, Recorded, Step
+from .metrics import Task
+from .optim import Schedule, check_fits, following, make_updates, train_step, untrained
 from .plan import Plan, make_plan
 from .registry import build
 from .run import Run
-from .source import ConfigError
+from .source import ConfigError, near
+from .spelling import find_key
 from .stepfolder import Checkpoint
 from .tensorfile import CheckpointError
 from .weights import load_weights
@@ -45,7 +45,7 @@ __all__ = ['Trainer']
 # The seams of a system are Task's (22_metrics), rows and checkpoints are Recorded's (32_loggers), signals Session's (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
-_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "_changed")  # as they are, in the state
+_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken")  # as they are, in the state
 
 
 class Trainer(Recorded, Task):
@@ -57,6 +57,11 @@ class Trainer(Recorded, Task):
                  callbacks: Iterable = (), config: Config | Mapping | str | Path | None = None,
                  run: Run | Mapping | bool | None = None, stage: str = "train", quiet: bool = False, **training: Any):
         check_alone()
+        if not isinstance(model, (torch.nn.Module, str, Mapping, type(None))):
+            raise ConfigError(f"model  expected a torch.nn.Module or the name of one, found {type(model).__name__}")
+        for key in training:
+            if find_key((key,)) is None and (slip := near(key, ("callbacks", "metrics", "optimizer", "loss", "config", "quiet"))):
+                raise ConfigError(f"keyword  {key}  unknown{slip}")
         words = {"model": model, "loss": loss, "run": run, "optimizer": None if isinstance(optimizer, Mapping) else optimizer}
         words = {key: value for key, value in words.items() if isinstance(value, (str, Mapping))}  # the others are objects
         Recorded.__init__(self, Config.settle(config, training | words, stage), stage, callbacks, quiet, run)
@@ -64,45 +69,71 @@ class Trainer(Recorded, Task):
         if not isinstance(model, torch.nn.Module): model = build("model", self.config)
         device = pick_device(t.device, model)
         Task.__init__(self, model.to(device), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed)
-        self.train_loader, self.val_loader = keyed(train_loader, self.config), keyed(val_loader, self.config, "val")
+        self.train_loader, self.val_loader = train_loader, val_loader
         trained = [*self.model.parameters(), *(self.loss.parameters() if isinstance(self.loss, torch.nn.Module) else ())]
         if isinstance(optimizer, torch.optim.Optimizer): self.config = following(self.config, optimizer)
         self.updates, self._manual = make_updates(optimizer, trained, t, self.precision.scaled), isinstance(optimizer, Mapping)
-        self._changed: dict[str, list] = {}
+        self._chosen = optimizer is not None and not isinstance(optimizer, str)  # by a person, who may leave parameters out
+        if self._manual and type(self).training_step is Task.training_step:
+            raise ConfigError("optimizer  several optimizers need a training_step(batch) of your own, which calls "
+                              "self.backward(loss, name) and self.update(name)")
+        if self._manual and self.val_loader and type(self).validation_step is Task.validation_step:
+            raise ConfigError("val_loader  with several optimizers write validation_step(batch), which returns what is measured")
+        if t.monitor_mode and not t.monitor:
+            raise ConfigError(f"monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
         self.skips |= self.precision.scaled
-        self._gives_up = False
+        self._gives_up, self._meant, self._norms = False, None, {}
+        self.spent, self._began = 0.0, time.monotonic()
         self._make_plan()
+
+    @property
+    def train_loader(self) -> KeyedLoader:
+        "The training data; another loader may be given between two trainings."
+        return self._train_loader
+
+    @train_loader.setter
+    def train_loader(self, loader: Any) -> None: self._train_loader = keyed(loader, self.config)
+
+    @property
+    def val_loader(self) -> KeyedLoader | None:
+        "The validation data, likewise."
+        return self._val_loader
+
+    @val_loader.setter
+    def val_loader(self, loader: Any) -> None: self._val_loader = keyed(loader, self.config, "val")
 
     # --- the loop ---------------------------------------------------------------------------------
 
     def train(self, num_epochs: float | str | None = None, **changes: Any) -> History:
         """Trains to the end, after num_epochs in all if given; goes on from where it is. Returns what was measured.
         num_epochs is the end of this call; the other changes are remembered over a resume, as with set()."""
-        if changes: self.set(**changes)
-        if num_epochs is not None: self.change(check_changes({"epochs": num_epochs}), remember=False)
-        with self.session():
+        with self.once("train()"):
+            if changes: self.set(**changes)
+            self._end_at(num_epochs)
+        with self.session(), self.once("train()"):
             if self.done and not self.halt: self.console.line(f"{self.where} is the end; to go on, train(num_epochs=…)")
             while not self.done: self.train_epoch()
         return self.history
 
     def train_epoch(self) -> None:
         "Trains to the end of the epoch, from where it is."
-        with self.session():
+        with self.session(), self.once("train_epoch()"):
             if self.done: return
-            if self.batch == 0: self.listeners.tell("epoch_start", self)
+            if self.batch == 0: self.tell("epoch_start")
             else: self._attend()  # what was due when it was interrupted
             began, hears = time.perf_counter(), bool(self.listeners.of["step_end"])
             between = "fetching" if self.train_loader.state_dict() else ""  # such a source cannot be set back by a batch
             self.in_step = between
-            for window in () if self.halt else self._windows():
+            for window in () if self.halt or self.batch == self.plan.batches else self._windows():
                 self.in_step = "step"
                 lr, values = self._take_step(window)
                 samples = window[0][0] if len(window) == 1 else sum(count for count, _ in window)
                 self.step, self.batch, self.samples = self.step + 1, self.batch + len(window), self.samples + samples
                 self.numbers.add(Step(self.step, self.epoch, self.batch, samples, lr), values)
+                for update in self.updates.values(): update.busy = False
                 self.in_step = ""
-                if hears: self.listeners.tell("step_end", self)
-                if self.step >= self._next or self.halt or self.wishes.asked or time.monotonic() >= self._look:
+                if hears: self.tell("step_end")
+                if self.step >= self.next_look or self.halt or self.wishes.asked or time.monotonic() >= self._look:
                     self._attend()
                     if self.halt or self.batch != self.plan.batches and self.done: return
                 self.in_step = between
@@ -114,9 +145,9 @@ class Trainer(Recorded, Task):
         batches, count = self._batches(self.train_loader, self.epoch, self.batch), self.config.training.accumulate
         while window := list(islice(batches, count)): yield window
 
-    def _batches(self, loader: KeyedLoader, epoch: int = 0, start: int = 0) -> Iterator[tuple[int, Any]]:
+    def _batches(self, loader: KeyedLoader, epoch: int = 0, start: int = 0, all_of: bool = False) -> Iterator[tuple[int, Any]]:
         batches, limit = loader.batches(epoch, start), self.config.training.limit
-        if limit: batches = islice(batches, max(0, limit - start))
+        if limit and not all_of: batches = islice(batches, max(0, limit - start))
         return batches if self.device.type == "cpu" else ahead(batches, self.device)
 
     def _take_step(self, window: list[tuple[int, Any]]) -> tuple[float, dict]:
@@ -124,12 +155,15 @@ class Trainer(Recorded, Task):
         update = next(iter(self.updates.values()))
         lr = update.set_lr(self.schedule, self.step)
         if not self._manual: return lr, train_step(window, self.objective, update)
-        self._norms, found = {}, self.training_step(window[0][1])
-        return lr, self._norms | (found if isinstance(found, dict) else {} if found is None else {"loss": found})
+        self._norms = {}
+        found = {name: value for name, value in self.stepped(window[0][1]).items() if value is not None}
+        if not self._checked: self.check_numbers(found)
+        return lr, self._norms | {name: one.detach() if isinstance(one, torch.Tensor) else one for name, one in found.items()}
 
     def _attend(self) -> None:
         "What is due after this step: what was asked for, rows, an evaluation, a checkpoint."
         self.obey()
+        self.next_look = min(self.plan.next(self.step), self.record.next_again if self.record else self.step + 1e9)
         self.land(wait=False)
         if self.batch != self.plan.batches and not self.halt:  # else the end of the epoch does it
             if self.plan.evaluates(self.step): self.evaluate_now()
@@ -138,7 +172,6 @@ class Trainer(Recorded, Task):
             if self.console.bar: self.console.bar.at(self.step, f"epoch {self.epoch + 1}  {spell_row(self.numbers.newest)}")
             if self.record: self.record.flush()
             self._look = time.monotonic() + 0.25
-        self._next = min(self.plan.next(self.step), self.record.next_again if self.record else self.step + 1e9)
 
     def _end_epoch(self, began: float) -> None:
         "Evaluates if it is due, tells the means, saves if it is due. Given up in the evaluation, all of it is done again."
@@ -150,24 +183,30 @@ class Trainer(Recorded, Task):
         if every and (self.epoch + 1) % every == 0 or self.plan.evaluates(self.step): self.evaluate_now()
         if self.halt: return
         measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self.evaluated == self.step}
-        self.metrics |= self.numbers.take_epoch()
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.best = self._best_after("train_")
-        told = {key: self.metrics[key] for key in self.metrics if key.startswith("train_")} | measured | {"lr": self._lr}
-        seconds = round(time.perf_counter() - began, 3)
-        self.row("epoch", epoch=self.epoch, **told, seconds=seconds)
-        self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, told, seconds,
+        means = self.numbers.of_epoch()
+        self.best = self.best_after("train_", self.metrics | means)  # it may find fault; until here nothing has moved
+        self.metrics, self.epoch, self.batch = self.metrics | means, self.epoch + 1, 0
+        self.numbers.new_epoch()
+        row, seconds = means | measured | {"lr": self._lr}, round(time.perf_counter() - began, 3)
+        self.row("epoch", epoch=self.epoch, **row, seconds=seconds)
+        self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, row, seconds,
                            self.best.get("step") == self.step)
-        self.listeners.tell("epoch_end", self)
+        self.tell("epoch_end")
         self.obey()
         over = self.done and not self.halt
         if over or self.save_is_due(): self.save(final=over)
 
     @property
     def done(self) -> bool:
-        "Has it reached its end, or was it asked to halt? An epoch that has had its last step still wants to be ended."
-        if self.halt or self.batch == self.plan.batches: return bool(self.halt)
-        return self.plan.is_over(self.step, self.epoch, time.monotonic() - self._began)
+        "Has it reached its end, or was it asked to halt?"
+        if self.halt: return True
+        if self.batch == self.plan.batches: return False  # its epoch wants to be ended first
+        return self.plan.is_over(self.step, self.epoch, self._seconds)
+
+    @property
+    def _seconds(self) -> float:
+        "How long it has trained, in earlier lives too; counted only where training ends by the clock."
+        return self.spent + time.monotonic() - self._began if self.plan.end.unit == "seconds" else 0.0
 
     # --- beside the loop --------------------------------------------------------------------------
 
@@ -176,25 +215,29 @@ class Trainer(Recorded, Task):
         if loader is None and self.val_loader is None:
             raise ConfigError("evaluate  needs a loader; none was given here, and none as val_loader")
         loader, name = (self.val_loader, "val_") if loader is None else (keyed(loader, self.config, "test"), "test_")
-        found = self.means_over(self._shown(loader, "evaluating"))
+        self.check_thread()
+        with loader.kept(): found = self.means_over(self._shown(loader, "evaluating"))
         if loader is not self.val_loader: loader.close()
         return {name + key: value for key, value in found.items()}
 
     def predict(self, loader: Any) -> Any:
         "The model's outputs for all batches, in the loader's order, on the CPU; joined if they are tensors."
-        return self.outputs_over(self._shown(keyed(loader, self.config, "test"), "predicting"))
+        self.check_thread()
+        loader = keyed(loader, self.config, "test")
+        with loader.kept(): return self.outputs_over(self._shown(loader, "predicting", all_of=True))
 
-    def _shown(self, loader: KeyedLoader, what: str) -> Iterator[tuple[int, Any]]:
+    def _shown(self, loader: KeyedLoader, what: str, all_of: bool = False) -> Iterator[tuple[int, Any]]:
         "The batches, with a bar; a wish to stop gives them up."
         try: total = len(loader)
         except TypeError: total = None
-        for pair in self.console.over(self._batches(loader), what, total, self.step):
+        for pair in self.console.over(self._batches(loader, all_of=all_of), what, total, self.step):
             if self._gives_up and self.wishes.asked: raise GivenUp
             yield pair
 
     def evaluate_now(self) -> None:
         "The evaluation that is due, unless it was made at this step. Given up, it is as if it had not begun."
         if self.val_loader is None or self.evaluated == self.step: return
+        self.land()  # rows in the order of their steps; and after a gradient that was not finite nothing is evaluated
         self._gives_up = True  # one that a callback asks for is not given up
         try: measured = self.evaluate()
         except GivenUp: return self.obey()
@@ -202,16 +245,15 @@ class Trainer(Recorded, Task):
         self.evaluated = self.step
         self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
         self.row("eval", epoch=self.epoch_now, **measured)
-        self.best = self._best_after("val_")
-        self.listeners.tell("eval_end", self)
-
-    def _best_after(self, measured: str) -> dict[str, Any]:
-        t = self.config.training
-        return best_of(self.best, self.metrics, measured, self.step, t.monitor, t.monitor_mode)
+        self.best = self.best_after("val_", self.metrics)
+        if self.batch != self.plan.batches:  # else the line of the epoch says it
+            self.console.line(f"{self.where}  {spell_row(measured)}{'  best' * (self.best.get('step') == self.step)}")
+        self.tell("eval_end")
 
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
-        self.updates[name].backward(loss, self.updates[name].parameters)
+        if name not in self.updates: raise ConfigError(f"optimizer  no {name} was given; there are {', '.join(self.updates)}")
+        self.updates[name].backward(loss, [one for one in self.updates[name].parameters if one.requires_grad])
 
     def update(self, name: str) -> torch.Tensor:
         "Likewise: one step of this optimizer, after which its gradients are cleared. Returns their norm."
@@ -232,10 +274,6 @@ class Trainer(Recorded, Task):
         if isinstance(wanted, str) and self.config.training.loss is None:
             self.config = self.config.merge(Config.from_dict({"training": {"loss": wanted}}, where))
 
-    def loop(self) -> None:
-        "Prints the loop with its listeners."
-        print(picture(self.listeners))
-
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,18 +281,19 @@ class Trainer(Recorded, Task):
         self.land()
         t, optimizers = self.config.training, {name: update.optimizer.state_dict() for name, update in self.updates.items()}
         state = {"model": self.model.state_dict(), "scaler": {name: update.state_dict() for name, update in self.updates.items()},
-                 "rng": self.rng if self.wishes is None and self.rng else rng_state(),
+                 "rng": self.rng if self.wishes is None or self._opening else rng_state(),
                  **({"optimizers": optimizers} if self._manual else {"optimizer": optimizers[""]})}
         if isinstance(self.loss, torch.nn.Module) and (inner := self.loss.state_dict()): state["loss"] = inner
         state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
             "numbers": self.numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
             "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.plan.total,
             "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()},
-            **{key: t[key] for key in ("lr", "weight_decay", "momentum")}}
+            "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas")}}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None:
         "Takes back what state_dict gave. Other data than before is refused, unless drift is allowed."
+        self.check_closed("load_state_dict()")
         told = state["trainer"]
         differences = self.train_loader.differences(told["data"])
         kept = state["optimizers"] if self._manual else {"": state["optimizer"]}
@@ -263,130 +302,102 @@ class Trainer(Recorded, Task):
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
         load_weights(self.model, state["model"])
         for name, update in self.updates.items():
-            update.optimizer.load_state_dict(kept[name])
+            update.take(kept[name])
             update.load_state_dict(state["scaler"].get(name, {}))
         if self.loss is None and told["loss"]: self._settle(told["loss"], "checkpoint")
         if isinstance(self.loss, torch.nn.Module) and "loss" in state: self.loss.load_state_dict(state["loss"])
         for key in _KEPT: setattr(self, key, copy(told[key]))
-        self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self._changed
-        self._changed = {}
+        self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
+        self.changed, self.loaded, self._meant, self.spent = {}, True, None, told["spent"]
         if differences: self.batch = self.train_loader.batch_like(self.batch, told["data"])
         self.train_loader.load_state_dict(told["loader"])
-        self.listeners.load_state_dict(told["callbacks"])
+        if gone := self.listeners.load_state_dict(told["callbacks"]):
+            self.console.line(f"note: the checkpoint has the state of {', '.join(gone)}, which is not among the callbacks")
         # what was changed while it ran stays so, unless a person says otherwise now
         self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
-
-    def save_checkpoint(self, path: str | Path | None = None) -> None:
-        "A checkpoint of now in the run; or all of it in one plain file, .pth or .safetensors."
-        if path is None:
-            with self.session(): self.save()
-            return
-        facts = {"step": self.step, "epoch": self.epoch_now, "metrics": dict(self.metrics), "config": self.config.to_dict()}
-        export_checkpoint(Checkpoint(self.state_dict(), facts, path), path, replace=True)
-
-    def resume_from_checkpoint(self, name: str | Path = "latest", allow_drift: bool = False) -> Trainer:
-        "Goes back to a checkpoint: RUN, RUN@best, results/epoch_5.pth, a file of another program. train() goes on from there."
-        where = self.run.folder if self.run else self.config.training.save_dir
-        within = Path(where).expanduser()/self.stage if where else None
-        found = load_checkpoint(name, within=within if within and within.is_dir() else None, quiet=self.console.quiet)
-        if "trainer" not in found.state: return self._adopt(found)
-        self.load_state_dict(found.state, allow_drift)
-        if other := drift(self.config, found): self.console.line(f"other than in the checkpoint: {other}")
-        self.origin = origin_of(found)
-        self.history = history_of(self.origin)
-        return self
-
-    def go_back_to(self, checkpoint: Path) -> None: self.resume_from_checkpoint(checkpoint)
 
     def facts(self) -> dict[str, Any]:
         "What the first row of a life tells."
         return {"device": str(self.device), "precision": self.precision.name, "seed": self.seed,
                 "batches": self.plan.batches, "total": self.plan.total}
 
-    def _adopt(self, found: Checkpoint) -> Trainer:
+    def adopt(self, found: Checkpoint) -> None:
         "A checkpoint of another program: what it has, and the epoch that it tells."
-        taken = take_over(found, self.model, None if self._manual else self.updates[""].optimizer)
+        taken = take_over(found, self.model, None if self._manual else self.updates[""])
         epoch, step = found.facts.get("epoch"), found.facts.get("step")
         self.epoch, self.batch = int(epoch) if isinstance(epoch, (int, float)) else 0, 0
         self.step = step if isinstance(step, int) else self.epoch * (self.plan.per_epoch or 0)
         self.origin, self.rng, self.torn, self.numbers, self.history = None, None, "", Numbers(), History()
+        self.loaded, self.metrics, self.best, self.shaken, self._meant = True, {}, {}, "", None
         self.console.line(f"{found.path} is another program's: {taken} taken over, to go on at {self.where}; "
                           "the order of the data and random numbers begin anew")
-        return self
 
     # --- changes while it runs --------------------------------------------------------------------
 
-    def set(self, **values: Any) -> None:
-        "Changes numbers of training, set(lr=1e-4), at the next step; written down first, so that a resume knows."
-        checked = check_changes(values)
-        if wrong := self._cannot(checked): raise ConfigError(wrong)
-        here = self.origin and self.origin.position is None  # the run that this trainer has written so far
-        run = self.record.run if self.record else self.origin.run if here else None
-        if run: tell(run.folder, "set", checked)
-        else: self.change(checked)
+    def _end_at(self, num_epochs: float | str | None) -> None:
+        "Where this call of train() ends; without a word, where the config says, or an interrupted call meant to end."
+        wanted = num_epochs
+        if num_epochs is None:
+            if self._meant is None or self.halt or self.error: return
+            (wanted, given), self._meant = self._meant, None
+            if given != self.config.training.epochs: return
+        else: self._meant = (self._meant or (self.config.training.epochs,))[0], num_epochs
+        self.change(check_changes({"epochs": wanted}), remember=False)
 
-    def change(self, values: Mapping[str, Any], made_with: Mapping[str, Any] | None = None, remember: bool = True) -> None:
-        "Changed numbers take effect. `made_with`: what the optimizer's groups follow, if not the config as it was."
-        before, total = made_with or self.config.training, made_with["total"] if made_with else self.plan.total
-        if wrong := self._cannot(values):
-            if remember: return self.refuse(wrong)
-            raise ConfigError(wrong)
-        for key, value in values.items() if remember else ():
-            self._changed[key] = [self._changed.get(key, [self.config[key]])[0], value]
-        self.config = self._with(values)
-        t = self.config.training
+    def follow(self, before: Mapping[str, Any]) -> None:
+        "Optimizers and plan follow the config; where the schedule ends now is said."
+        t, total = self.config.training, before["total"] if "total" in before else self.plan.total
         for update in self.updates.values(): update.follow(t, before)
         self._make_plan()
-        if self.record: self.record.follow(t)
-        if self.step and total not in (None, self.plan.total) and self.schedule.kind != "constant" and self.plan.total:
-            self.console.line(f"the {self.schedule.kind} schedule ends at step {self.plan.total:,} instead of {total:,}: "
+        over = self.plan.is_over(self.step, self.epoch, self._seconds)
+        if self.step and total not in (None, self.plan.total) and self.schedule.kind != "constant" and not over:
+            self.console.line(f"the {self.schedule.kind} schedule ends at step {self.plan.total or 0:,} instead of {total:,}: "
                               f"at {self.where} the learning rate is {self.schedule(self.step, t.lr):.2e} "
                               f"and falls to {t.min_lr:.2e} from there")
 
-    def _with(self, values: Mapping[str, Any]) -> Config:
-        return self.config.merge(Config.from_dict(nested({tuple(key.split(".")): value for key, value in values.items()}), "set"))
-
-    def _cannot(self, values: Mapping[str, Any]) -> str:
-        "Why training cannot go on with these numbers; nothing if it can."
-        try: self._planned(self._with(values))
-        except ConfigError as error: return str(error)
-        return ""
-
-    def _planned(self, config: Config) -> tuple[Plan, Schedule]:
+    def planned(self, config: Config) -> tuple[Plan, Schedule]:
         try: batches = len(self.train_loader)
         except TypeError: batches = None
         plan, t = make_plan(config, batches, (self.step, self.epoch, self.batch)), config.training
         return plan, Schedule(t.scheduler, plan.total, plan.warmup, t.min_lr).check()
 
     def _make_plan(self) -> None:
-        self.plan, self.schedule = self._planned(self.config)
-        self._began, self._look, self._next = time.monotonic(), 0.0, 0
+        self.plan, self.schedule = self.planned(self.config)
+        self._look, self.next_look = 0.0, 0
 
     # --- its session ------------------------------------------------------------------------------
 
     def open(self) -> None:
         "Everything is checked, the run is ours, random numbers are where they were."
         t = self.config.training
-        if self.train_loader.exact: self.console.line(f"note: a resume inside an epoch is not exact: {self.train_loader.exact}")
+        for note in self.train_loader.notes(self.config): self.console.line(f"note: {note}")
         if t.deterministic: make_deterministic()
         if self.writes: self.open_run()
         if self.rng is None: seed_everything(t.seed)
         else: set_rng_state(self.rng)
         for update in self.updates.values(): update.start_anew()
+        if left := untrained(self.updates, self.model):
+            if not self._chosen:
+                raise ConfigError(f"optimizer  does not have {left}, which the model has now; make a new Trainer")
+            self.console.line(f"note: {left} want a gradient, and no optimizer has them")
+        if self.train_loader.exact and self.batch and self.batch != self.plan.batches:
+            self.batch = 0  # the source starts over
+            self.numbers.new_epoch()
         self._make_plan()
-        self._check_monitor()
-        self.model.train()
+        self._began = time.monotonic()
+        if t.monitor:
+            with (self.val_loader or self.train_loader).kept():
+                self.check_monitor(t.monitor, self._batches(self.val_loader) if self.val_loader else None)
+        for part in (self.model, self.loss):  # a part that a person froze in a model that trains stays so
+            if isinstance(part, torch.nn.Module) and not part.training: part.train()
         self._checked = False
         self.console.start_bar(self.plan.total, self.step)
         self.obey()
-        self.listeners.tell("fit_start", self)
+        self.tell("fit_start")
 
-    def _check_monitor(self) -> None:
-        "A validation metric that decides is looked for in one batch, before an epoch is spent on it."
-        monitor = self.config.training.monitor or ""
-        if not monitor.startswith("val_"): return
-        if self.val_loader is None: raise ConfigError(f"monitor  {monitor} needs a val_loader")
-        best_of({}, {f"val_{key}": 0.0 for key in self.means_over(islice(self._batches(self.val_loader), 1))}, "val_", 0, monitor)
+    def breaks(self, error: BaseException) -> str:
+        half = any(one.busy for one in self.updates.values())
+        return super().breaks(error) or ("failed in the middle of an update" if half else "")
 
     def finish(self) -> str:
         "The last evaluation, the last checkpoint; how it ended."
@@ -394,7 +405,7 @@ class Trainer(Recorded, Task):
         if over and (self.plan.eval_epochs or self.plan.evals): self.evaluate_now()
         status = self.halt or ("finished" if over else "paused")
         if self.step: self.save(final=status == "finished")
-        if self.step and self.record and status == "finished": self.record.settled(self.step)
+        if self.step and self.record: self.record.settled(self.step)
         return status
 
     @property

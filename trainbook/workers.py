@@ -39,6 +39,7 @@ class _FirstInWorker:
 
     def __call__(self, number: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         object.__setattr__(get_worker_info(), "dataset", self.dataset)  # what the user's function asks for: it is frozen
         if self.then is not None: self.then(number)
@@ -121,7 +122,10 @@ class Workers:
         "The workers end."
         ending, self.running, self.loader._iterator = (self.running, self.loader._iterator), None, None
         for one in ending:
-            if one is not None: one._shutdown_workers()
+            if one is None: continue
+            one._shutdown_workers()
+            for process in one._workers:
+                if process.is_alive(): process.kill()  # it hangs: it was asked in every other way
 
 
 def _started(loader: DataLoader) -> Iterator:
