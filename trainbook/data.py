@@ -313,6 +313,8 @@ class KeyedLoader:
             raise TypeError(f"how many batches an epoch has is unknown: {type(self.source).__name__} has no length")
         return n
 
+    def __bool__(self) -> bool: return True  # its length may be unknown
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Any]]:
         "(samples, batch) of an epoch from batch number start on; from its beginning if the source is not exact."
         self._turn += 1
@@ -355,13 +357,14 @@ class KeyedLoader:
     @contextmanager
     def kept(self) -> Iterator[None]:
         "Afterwards a source that keeps a state is where it was, whoever else is reading it."
-        holder, before = getattr(self._kind, "holder", None), self.state_dict()
+        kind, stateful = self._kind, bool(self.state_dict())
+        if stateful: given, now = kind.state, copy.deepcopy(kind.holder.state_dict())
         try: yield
         finally:
-            if before:
+            if stateful:
                 self.close()
-                holder.load_state_dict(before["source"])
-                self.load_state_dict(before)
+                kind.holder.load_state_dict(now)
+                kind.state = given
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         "What is no longer as it was, a line each."

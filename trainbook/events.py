@@ -222,7 +222,8 @@ class Session:
     in_step = ""                        # what cannot be left half done: step, telling (callbacks), fetching (from a stream)
     torn = ""                           # why what is in memory is nothing to go on from
     halt = ""                           # why it shall end: paused, stopped
-    _thread, _inside, _opening = 0, (), False
+    spent = 0.0                         # seconds in earlier sessions
+    _thread, _inside, _opening, _opened = 0, (), False, 0.0
 
     def open(self) -> None: ...
     def finish(self) -> str: return self.halt or "finished"
@@ -238,7 +239,7 @@ class Session:
             return
         if self.torn: raise RuntimeError(f"training {self.torn}; resume_from_checkpoint(), then train()")
         self.wishes, self.halt, self.in_step, self.error, status = Wishes(), "", "", None, "failed"
-        self._thread, self._inside, self._opening = threading.get_ident(), (), True
+        self._thread, self._inside, self._opening, self._opened = threading.get_ident(), (), True, time.monotonic()
         try:
             with listening(self.wishes):
                 self.open()
@@ -252,9 +253,14 @@ class Session:
         finally:
             asked = self.wishes.asked
             try: self.close(status)
-            finally: self.wishes = None
+            finally: self.spent, self.wishes = self.seconds, None
         if asked and status == "paused": raise leave(asked, f"paused at {self.where}; train() goes on from there")
         if asked and (asked == signal.SIGTERM or not interactive()): raise leave(asked, f"{status} at {self.where}")
+
+    @property
+    def seconds(self) -> float:
+        "How long its sessions have lasted."
+        return self.spent + (time.monotonic() - self._opened if self.wishes is not None else 0.0)
 
     @contextmanager
     def once(self, what: str) -> Iterator[None]:

@@ -152,13 +152,13 @@ class Update:
         (loss if self.scale is None else loss * self.scale).backward(inputs=inputs)
 
     def __call__(self) -> torch.Tensor:
-        self.busy = True
         grads = [one.grad for one in self.parameters if one.grad is not None]
         norm = self._norm(grads)
         if self.scale is not None or not self.latch: self.bad.zero_()
         torch._amp_foreach_non_finite_check_and_unscale_([norm], self.bad, self.one)  # times one: the norm stays
         floor = self.one if self.scale is None else self.scale
         divisor = torch.maximum(norm / self.clip, floor) if self.clip else self.scale
+        self.busy = True
         self._step(grads, divisor)
         self.clear()
         if self.scale is None: return norm

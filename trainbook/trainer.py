@@ -40,7 +40,7 @@ __all__ = ['Trainer']
 
 # %% ../nbs/33_trainer.ipynb #62cdeb92
 # Map of this module, top to bottom:
-#   Trainer     the loop · beside it: evaluate, predict · its state · changes while it runs · its session
+#   Trainer     the loop · beside it: evaluate, predict · its state · its session
 #
 # The seams of a system are Task's (22_metrics), rows and checkpoints are Recorded's (32_loggers), signals Session's (31_events).
 
@@ -83,7 +83,6 @@ class Trainer(Recorded, Task):
             raise ConfigError(f"monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
         self.skips |= self.precision.scaled
         self._gives_up, self._meant, self._norms = False, None, {}
-        self.spent, self._began = 0.0, time.monotonic()
         self._make_plan()
 
     @property
@@ -124,7 +123,7 @@ class Trainer(Recorded, Task):
             began, hears = time.perf_counter(), bool(self.listeners.of["step_end"])
             between = "fetching" if self.train_loader.state_dict() else ""  # such a source cannot be set back by a batch
             self.in_step = between
-            for window in () if self.halt or self.batch == self.plan.batches else self._windows():
+            for window in () if self.halt or self.train_loader.exact and self.batch == self.plan.batches else self._windows():
                 self.in_step = "step"
                 lr, values = self._take_step(window)
                 samples = window[0][0] if len(window) == 1 else sum(count for count, _ in window)
@@ -162,8 +161,8 @@ class Trainer(Recorded, Task):
 
     def _attend(self) -> None:
         "What is due after this step: what was asked for, rows, an evaluation, a checkpoint."
-        self.obey()
         self.next_look = min(self.plan.next(self.step), self.record.next_again if self.record else self.step + 1e9)
+        self.obey()  # a set() in there wants to be looked for at the next step
         self.land(wait=False)
         if self.batch != self.plan.batches and not self.halt:  # else the end of the epoch does it
             if self.plan.evaluates(self.step): self.evaluate_now()
@@ -206,7 +205,7 @@ class Trainer(Recorded, Task):
     @property
     def _seconds(self) -> float:
         "How long it has trained, in earlier lives too; counted only where training ends by the clock."
-        return self.spent + time.monotonic() - self._began if self.plan.end.unit == "seconds" else 0.0
+        return self.seconds if self.plan.end.unit == "seconds" else 0.0
 
     # --- beside the loop --------------------------------------------------------------------------
 
@@ -384,7 +383,6 @@ class Trainer(Recorded, Task):
             self.batch = 0  # the source starts over
             self.numbers.new_epoch()
         self._make_plan()
-        self._began = time.monotonic()
         if t.monitor:
             with (self.val_loader or self.train_loader).kept():
                 self.check_monitor(t.monitor, self._batches(self.val_loader) if self.val_loader else None)
