@@ -68,6 +68,12 @@ def net(drop=0.0, norm=False) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(6, 16), *norms, torch.nn.ReLU(), *drops, torch.nn.Linear(16, 3))
 
 
+def blocks() -> torch.nn.Module:
+    torch.manual_seed(7)
+    block = lambda wide: torch.nn.Sequential(torch.nn.Linear(wide, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.2))
+    return torch.nn.Sequential(block(6), block(16), torch.nn.Linear(16, 3))
+
+
 class Noisy(Trainer):
     "Every step draws from all three generators of the process, and takes its time."
     pause = 0.002
@@ -150,6 +156,17 @@ RECIPES = {
     "iterable": (lambda workers: DataLoader(Stream(), 8), (0,), net, {"scheduler": "constant", "save_interval": "7 steps", "eval_every": "5 steps"}),
     "stream_accumulate": (lambda workers: DataLoader(Stream(), 8), (0,), net, {"scheduler": "constant", "accumulate": 3, "epochs": 9, "save_interval": "4 steps"}),
     "persistent": (lambda workers: loader(Augmented(), workers, persistent_workers=workers > 0), (2, 0), net, {"epochs": 3, "save_interval": "5 steps"}),
+    "groups": (loader, (0,), lambda: net(0.1, True), {"groups": [{"match": "0.*", "lr": 1e-3, "betas": [0.8, 0.99]}], "no_decay": True, "weight_decay": 0.1, "clip": 0.5,
+                                                      "warmup": "10 steps", "save_interval": "6 steps"}),
+    "freeze": (loader, (0,), lambda: net(0.1, True), {"freeze": ["0.*", "1.*"], "optimizer": "sgd", "save_interval": "6 steps"}),
+    "thaw": (loader, (0,), lambda: net(0.1, True), {"freeze": {"0.bias": None, "0.*": 2, "1.*": 1}, "save_interval": "6 steps", "eval_every": "5 steps"}),
+    "thaw_groups": (loader, (0,), lambda: net(0.1, True), {"freeze": {"0.*": 2, "1.*": 2}, "groups": [{"match": "0.*", "lr": 1e-3}], "no_decay": True, "accumulate": 3, "epochs": 5,
+                                                           "precision": "bf16", "save_interval": "4 steps"}),
+    "plateau": (loader, (0,), net, {"scheduler": "plateau", "plateau_patience": 0, "gamma": 0.3, "eval_every": "4 steps", "save_interval": "6 steps", "warmup": "5 steps"}),
+    "multistep": (loader, (0,), net, {"scheduler": "multistep", "milestones": [1, "30 steps"], "gamma": 0.3, "save_interval": "7 steps"}),
+    "onecycle": (loader, (0,), net, {"scheduler": "onecycle", "save_interval": "7 steps"}),
+    "stops_early": (loader, (0,), net, {"lr": 0.3, "early_stopping": True, "patience": 2, "eval_every": "3 steps", "save_interval": "5 steps", "epochs": 20}),
+    "recomputed": (loader, (0,), lambda: blocks(), {"gradient_checkpointing": True, "save_interval": "7 steps"}),
     "everything": (lambda workers: loader(Augmented(), workers, collate_fn=noisy_collate), (0, 2), lambda: net(0.2, True),
                    {"accumulate": 3, "epochs": 9, "clip": 0.5, "warmup": "5 steps", "precision": "bf16", "save_interval": "4 steps", "eval_every": "3 steps"}),
 }

@@ -517,7 +517,7 @@ def test_a_finished_run_is_trained_on(same_process, scheduler, tmp_path, capsys)
     trainer.console.quiet = False
     trainer.train(num_epochs=5)
     assert trainer.epoch == 5 and trainer.run.folder == tmp_path/"run" and Run(tmp_path/"run").status == "finished"
-    if scheduler == "cosine": assert "ends at step 65 instead of 26" in capsys.readouterr().out
+    if scheduler == "cosine": assert "training goes on after its end at step 26, to step 65: stretch, the cosine schedule is drawn over all 65 steps" in capsys.readouterr().out
     else:
         whole = make("plain", tmp_path/"whole", scheduler=scheduler)
         whole.train(num_epochs=5)

@@ -1188,7 +1188,7 @@ BAD = {  # what is wrong → (how it is made, the type of the error, what it nam
     "two rates": (lambda: make((model := net()), optimizer=torch.optim.SGD(model.parameters(), lr=0.5)), ConfigError, "is 0.01, and the optimizer that was given has 0.5"),
     "evaluate what": (lambda: make().evaluate(), ConfigError, "needs a loader"),
     **{f"{key} is not built": (lambda key=key, value=value: make(**{key: value}), ConfigError, f"{key}  is not built yet") for key, value in
-       {"ema": 0.9, "clip_value": 1, "early_stopping": True, "compile": True, "distributed": True, "tensorboard": True, "label_smoothing": 0.1, "freeze": ["0.*"], "restore_best": True, "channels_last": True}.items()},
+       {"ema": 0.9, "curriculum": {"10": 1}, "distributed": True, "tensorboard": True, "restore_best": True}.items()},
     "an empty dataset": (lambda: make(data=TensorDataset(X[:0], Y[:0])), _ANY, "empty"),
     "no loader at all": (lambda: Trainer(net(), None, run=False, quiet=True), _ANY, "found None"),
     "a model for a loader": (lambda: make(data=net()), _ANY, "found Sequential"),
@@ -1203,7 +1203,9 @@ BAD = {  # what is wrong → (how it is made, the type of the error, what it nam
     "no optimizers": (lambda: make(optimizer={}), _ANY, "optimizer"),
     "a slip in another word": (lambda: make(callback=[]), _ANY, "did you mean callbacks"),
     "a mode without a monitor": (lambda: make(run=None, monitor_mode="max"), _ANY, "monitor_mode  max needs a monitor"),
-    "a schedule that is not built": (lambda: make(scheduler="plateau"), ConfigError, "plateau is not built yet; there are constant, cosine, linear")}
+    "a plateau of nothing": (lambda: make(scheduler="plateau"), ConfigError, "plateau hears of no validation; give a val_loader"),
+    "milestones beyond the end": (lambda: make(scheduler="multistep", milestones=[9]), ConfigError, "milestones"),
+    "a floor above the rate": (lambda: make(min_lr=1), ConfigError, "min_lr")}
 @pytest.mark.parametrize("name, how, kind, says", [(name, *case) for name, case in BAD.items()], ids=lambda one: one if isinstance(one, str) and " " in one else "")
 def test_bad_input(name, how, kind, says):
     """One line that names the cause and the fix; no weight was touched by it."""

@@ -326,7 +326,7 @@ def test_set_in_a_callback_takes_effect_at_the_next_step():
     """However fast steps are: never when a clock says."""
     rates = []
     trainer = make(run=None, scheduler="constant", config={"logging": {"every": "100 steps"}}, callbacks=[
-        hears(step_end=lambda trainer: rates.append(trainer._lr)), at_step(2, lambda trainer: trainer.set(lr=1e-3)), at_step(8, lambda trainer: trainer.set(lr=1e-4))])
+        hears(step_end=lambda trainer: rates.append(trainer.updates[""].lr)), at_step(2, lambda trainer: trainer.set(lr=1e-3)), at_step(8, lambda trainer: trainer.set(lr=1e-4))])
     trainer.train()
     assert rates == [1e-2] * 2 + [1e-3] * 6 + [1e-4] * 2
     assert [(row["step"], row["values"]) for row in trainer.run.story().of("control")] == [(2, {"training.lr": 1e-3}), (8, {"training.lr": 1e-4})]
@@ -355,7 +355,7 @@ def timed(monkeypatch, *work, **words) -> tuple[list[float], Trainer]:
 def test_a_change_does_not_wind_up_the_clock(run, monkeypatch):
     _, trainer = timed(monkeypatch, hears(step_end=lambda trainer: trainer.set(lr=1e-2 / trainer.step)), run=run)
     trainer.train()
-    assert trainer.step == 4 and trainer._lr == 1e-2 / 3
+    assert trainer.step == 4 and trainer.updates[""].lr == 1e-2 / 3
 
 
 def test_a_resume_goes_on_with_the_clock(monkeypatch):

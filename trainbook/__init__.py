@@ -6,7 +6,8 @@ The page number is the layer; a module imports only from pages before its own.
                   registry                                     names to builders
                   lock  ledger  run  trust                     the run folder, and whose code may run
     1x machine    device  dist  workers  plan                  what computes, and when
-                  losses  console  order                       what is wanted, what is told, in which order
+                  model  groups  losses  schedule              what learns, which part, towards what, how fast
+                  console  order                               what is told, in which order
     2x ingredients  data  optim  metrics                       batches, updates, numbers
                   pickled  state  tensorfile  stepfolder       what a checkpoint is made of, which one is meant
                   foreign  weights  load                       what others wrote

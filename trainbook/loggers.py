@@ -17,9 +17,10 @@ from .foreign import export_checkpoint
 from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint
-from .lock import LostOwnership
-from .metrics import Tally, Waiting, best_of
+from .lock import LostOwnership, write_whole
+from .metrics import Tally, Waiting, best_of, deciding_metric, direction
 from .run import Run, check_name
+from .schedule import Plateau
 from .source import ConfigError
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
@@ -111,6 +112,13 @@ class Recorded(Session):
         self.writes, self.given = run is not False, run if isinstance(run, Run) else None
         self.origin: Origin | None = None  # the checkpoint or the session that this one goes on from
         self.loaded = False                # from a file that lies in no run
+        t = config.training
+        self.schedule: Any = None
+        self.ends: tuple = ()              # of the schedule, at which training went on
+        mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.early_stopping else "min"
+        self.stopped_early = False
+        self.patience = Plateau(max(t.patience, 1) - 1, mode=mode, min_delta=t.min_delta)  # of early stopping
+        self._meant: tuple | None = None   # the end that the config says, while a call of train() has another
         self.shaken = ""                   # why what is in memory is right, but not bit for bit what it would have been
         self.changed: dict[str, list] = {}  # what was changed while it ran: [before, now]
         self.next_look = 0.0  # the step at which there is something to do but train
@@ -184,7 +192,32 @@ class Recorded(Session):
     def best_after(self, measured: str, metrics: Mapping[str, float]) -> dict[str, Any]:
         "The best so far, after what begins with `measured` was measured."
         t = self.config.training
-        return best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
+        best = best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
+        name = t.monitor or deciding_metric(metrics)
+        if name in metrics and name.startswith(measured): self._judge(name, metrics[name])
+        return best
+
+    def _judge(self, name: str, value: float) -> None:
+        "Whoever waits for improvement hears of the metric that decides."
+        if self.schedule.hears and self.schedule.heard(value, self.step):
+            self.console.line(f"{self.where}  {name} no longer improves; the learning rate is lowered")
+        t = self.config.training
+        if t.early_stopping and self.patience.heard(value):
+            self.console.line(f"{self.where}  {name} has not improved for {t.patience} evaluations; this is the end")
+            self.stopped_early = True
+
+    def settle_loss(self, wanted: Any) -> None:
+        "The loss from now on; one that was told from the first batch is said, and becomes part of the config."
+        told = not isinstance(wanted, str) or self.config.training.loss is not None
+        self._settle(wanted, "first batch")
+        if told: return
+        self.console.line(f"loss: {wanted}, told from the first batch")
+        if self.record: write_whole(self.record.run.folder/"config.yaml", self.config.to_yaml())
+
+    def _settle(self, wanted: Any, where: str) -> None:
+        super().settle_loss(wanted)
+        if isinstance(wanted, str) and self.config.training.loss is None:
+            self.config = self.config.merge(Config.from_dict({"training": {"loss": wanted}}, where))
 
     def loop(self) -> None:
         "Prints the loop with its listeners."
@@ -222,6 +255,17 @@ class Recorded(Session):
         before, self.config = made_with or self.config.training, self._with(values)
         self.follow(before)
         if self.record: self.record.follow(self.config.training)
+
+    def end_at(self, num_epochs: float | str | None) -> None:
+        "Where this call of train() ends; without a word, where the config says, or an interrupted call meant to end."
+        wanted = num_epochs
+        if num_epochs is not None: self.stopped_early = False
+        if num_epochs is None:
+            if self._meant is None or self.halt or self.error: return
+            (wanted, given), self._meant = self._meant, None
+            if given != self.config.training.epochs: return
+        else: self._meant = (self._meant or (self.config.training.epochs,))[0], num_epochs
+        self.change(check_changes({"epochs": wanted}), remember=False)
 
     def _with(self, values: Mapping[str, Any]) -> Config:
         return self.config.merge(Config.from_dict(nested({tuple(key.split(".")): value for key, value in values.items()}), "set"))

@@ -16,11 +16,13 @@ from .registry import find, names
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['pick_loss', 'infer_loss', 'own_loss', 'form_of']
+__all__ = ['pick_loss', 'class_weights', 'loss_arguments', 'infer_loss', 'own_loss', 'form_of']
 
 # %% ../nbs/16_losses.ipynb #9b2d70ae
 # Map of this module, top to bottom:
 #   pick_loss       a name and its arguments → a function
+#   class_weights   a list, a mapping or balanced → a weight for each class
+#   loss_arguments  what a config says of the loss beside its name
 #   infer_loss      outputs and targets → a name
 #   own_loss        what a model returns as its loss
 #   form_of         shape and dtype in a word
@@ -35,10 +37,13 @@ _LOSSES = {_key(name): value for name, value in vars(torch.nn).items() if name.e
 _FAMILIAR = ("cross_entropy", "mse", "l1", "smooth_l1", "huber", "bce_with_logits", "bce", "nll", "kl_div")
 
 
-def pick_loss(wanted: str | Mapping | Callable) -> Callable:
-    "A loss of outputs and targets: by name, {name: …, its arguments}, or a function as it is."
-    if callable(wanted): return wanted
-    settings = dict(wanted) if isinstance(wanted, Mapping) else {"name": wanted}
+def pick_loss(wanted: str | Mapping | Callable, **more: Any) -> Callable:
+    """A loss of outputs and targets: by name, {name: …, its arguments}, or a function as it is. `more` are arguments that
+    a config has elsewhere: label_smoothing, weight."""
+    if callable(wanted):
+        if not more: return wanted
+        raise ConfigError(f"{' and '.join(more)}  belong to a loss by name, and a function was given; write them into it")
+    settings = {**(dict(wanted) if isinstance(wanted, Mapping) else {"name": wanted}), **more}
     name = str(settings.pop("name", ""))
     if ":" in name or name in names("loss"): found = find("loss", name)
     elif not (found := _LOSSES.get(_key(name))):
@@ -55,6 +60,37 @@ def pick_loss(wanted: str | Mapping | Callable) -> Callable:
 def _as_argument(key: str, value: Any) -> Any:
     "Class weights are written as a list and wanted as a tensor."
     return torch.tensor(value, dtype=torch.float32) if key in ("weight", "pos_weight") and isinstance(value, list) else value
+
+# %% ../nbs/16_losses.ipynb #4a9a9183
+def class_weights(wanted: list | Mapping | str, dataset: Any = None) -> list[float]:
+    "A weight for each class."
+    if isinstance(wanted, Mapping):
+        try: weights = {int(key): float(value) for key, value in wanted.items()}
+        except (TypeError, ValueError):
+            raise ConfigError(f"class_weights  expected {{class: weight}}, found {dict(wanted)}") from None
+        return [weights.get(number, 1.0) for number in range(max(weights) + 1)]
+    if wanted != "balanced": return [float(one) for one in wanted]
+    targets = _targets_of(dataset)
+    if targets is None:
+        raise ConfigError(f"class_weights  balanced cannot count in a {type(dataset).__name__}: no tensors, no targets; "
+                          "give a list")
+    counts = torch.bincount(torch.as_tensor(targets).long().reshape(-1)).double().clamp(min=1)
+    return (counts.sum() / (len(counts) * counts)).tolist()
+
+
+def loss_arguments(training: Any, dataset: Any = None) -> dict[str, Any]:
+    "What a config's training section says of the loss beside its name."
+    weights = {} if training.class_weights is None else {"weight": class_weights(training.class_weights, dataset)}
+    return weights | ({"label_smoothing": training.label_smoothing} if training.label_smoothing else {})
+
+
+def _targets_of(dataset: Any) -> Any:
+    "The targets of a dataset, without loading its samples."
+    if hasattr(dataset, "tensors"): return dataset.tensors[-1]
+    found = next((getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)), None)
+    if found is not None or not hasattr(dataset, "indices"): return found
+    inner = _targets_of(dataset.dataset)
+    return None if inner is None else torch.as_tensor(inner)[torch.as_tensor(dataset.indices)]
 
 # %% ../nbs/16_losses.ipynb #a6f75630
 def infer_loss(outputs: Any, targets: Any) -> str:

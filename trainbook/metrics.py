@@ -204,9 +204,11 @@ def _is_number(value: Any) -> bool:
 class Task:
     "What is computed on a batch: a model, its loss, what is measured. Its methods are the seams of a system."
 
-    def __init__(self, model: torch.nn.Module, loss: Any, metrics: Any, precision: Precision, seed: int):
+    def __init__(self, model: torch.nn.Module, loss: Any, metrics: Any, precision: Precision, seed: int,
+                 loss_arguments: dict | None = None):
         self.model, self.precision, self.device, self.seed = model, precision, precision.device, seed
         self.loss, self.measures, self._checked = None, pick_metrics(metrics), False
+        self.loss_arguments = loss_arguments or {}
         if loss is not None: self.settle_loss(loss)
 
     def training_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
@@ -226,7 +228,7 @@ class Task:
 
     def settle_loss(self, wanted: Any) -> None:
         "This is the loss from now on."
-        self.loss = pick_loss(wanted)
+        self.loss = pick_loss(wanted, **self.loss_arguments)
         if isinstance(self.loss, torch.nn.Module): self.loss.to(self.device)
 
     def measure(self, outputs: Any, targets: Any) -> dict[str, Any]:

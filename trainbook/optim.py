@@ -6,26 +6,26 @@
 from __future__ import annotations
 
 import inspect
-import math
 from copy import deepcopy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .config import Config
+from .groups import number_of_rest, own_numbers, parameter_groups
 from .registry import find, names
+from .schedule import Plateau, Schedule, Torched
 from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates', 'following', 'untrained', 'check_fits']
+__all__ = ['make_optimizer', 'Update', 'train_step', 'make_updates', 'following', 'untrained', 'check_fits']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
 #   make_optimizer    a name or an instance → an optimizer, fused where there is such a kernel
-#   Schedule          the learning rate at a step
 #   Update            gradients → weights: norm, clip, check, step, clear
 #   train_step        a window of batches → one update
 #   make_updates      an Update for each optimizer
@@ -34,16 +34,18 @@ __all__ = ['make_optimizer', 'Schedule', 'Update', 'train_step', 'make_updates',
 
 # %% ../nbs/21_optim.ipynb #28363c98
 def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
-    "An optimizer by its name, or an instance as it is; settings that its class does not know are left out."
+    """An optimizer by its name, or an instance as it is; settings that its class does not know are left out.
+    Instead of parameters there may be groups."""
     if not isinstance(kind, str): return kind
-    parameters = list(parameters)
-    if not any(one.requires_grad for one in parameters if isinstance(one, torch.Tensor)):
+    trained = [one for one in parameters if isinstance(one, Mapping) or one.requires_grad]
+    if not trained:
         raise ConfigError("optimizer  found nothing to train: no parameter of the model wants a gradient; "
                           "set requires_grad on those that shall learn")
     found = _class_of(kind)
     knows = inspect.signature(found).parameters
     given = {key: value for key, value in settings.items() if key in knows and value is not None}
-    trained = [one for one in parameters if one.requires_grad]
+    for group in trained:
+        if isinstance(group, Mapping): _check_known(kind, group, knows)
     if "fused" in knows:
         try: return found(trained, **given, fused=True)
         except (RuntimeError, ValueError) as error:
@@ -52,42 +54,19 @@ def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.op
     except (ValueError, TypeError) as error: raise ConfigError(f"optimizer  {kind}  {error}") from None
 
 
+def _check_known(kind: str, group: Mapping, knows: Iterable[str]) -> None:
+    "What a group has of its own would change nothing in an optimizer that does not know it."
+    if others := [key for key in group if key not in ("params", "name", *knows)]:
+        name = group.get("name")
+        of = "no_decay  " if str(name).endswith("no decay") and others == ["weight_decay"] else f"groups  {name}: "
+        raise ConfigError(f"{of}{kind} has no {', '.join(others)}; take it out")
+
+
 def _class_of(kind: str) -> type:
     if ":" in kind or kind in names("optimizer"): return find("optimizer", kind)
     classes = {name.lower(): value for name, value in vars(torch.optim).items() if isinstance(value, type)}
     if kind.lower() in OPTIMIZERS and kind.lower() in classes: return classes[kind.lower()]
     raise ConfigError(f"optimizer  unknown {kind}{near(kind, OPTIMIZERS, '; there are ' + ', '.join(OPTIMIZERS))}")
-
-# %% ../nbs/21_optim.ipynb #4e3a773a
-_SHAPES = {"constant": lambda part: 1.0,
-           "cosine": lambda part: 0.5 * (1 + math.cos(math.pi * part)),
-           "linear": lambda part: 1 - part}
-
-
-class Schedule(NamedTuple):
-    "The learning rate at a step: a rise over `warmup` steps, then a shape that ends at `total`."
-    kind: str = "constant"
-    total: int | None = None
-    warmup: int = 0
-    min_lr: float = 0.0
-
-    def __call__(self, step: int, lr: float) -> float:
-        "The learning rate of the update after `step` updates, where `lr` is the highest."
-        if step < self.warmup: return lr * (step + 1) / self.warmup
-        if self.kind == "constant": return lr
-        part = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
-        return self.min_lr + (lr - self.min_lr) * _SHAPES[self.kind](part)
-
-    def check(self) -> Schedule:
-        "Itself, or a ConfigError if it cannot be followed."
-        if self.kind not in _SHAPES:
-            raise ConfigError(f"scheduler  {self.kind} is not built yet; there are {', '.join(_SHAPES)}")
-        if self.kind != "constant" and self.total is None:
-            raise ConfigError(f"scheduler  {self.kind} needs to know where training ends, and this loader does not tell how long "
-                              "an epoch is; say epochs: \"5000 steps\", or scheduler: constant")
-        if self.total is not None and self.warmup > self.total:
-            raise ConfigError(f"warmup  of {self.warmup:,} steps is longer than the training ({self.total:,} steps)")
-        return self
 
 # %% ../nbs/21_optim.ipynb #38b08f2d
 _HOW = ("fused", "foreach", "capturable", "differentiable")
@@ -97,18 +76,21 @@ _WRAPPER = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__  
 class Update:
     "Turns gradients into new weights; called once per step, it returns the norm that the gradient had."
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None, latch: bool = True, scaled: bool = False):
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None, latch: bool = True, scaled: bool = False,
+                 clip_value: float | None = None):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigError(f"optimizer  expected a name or a torch optimizer, found {type(optimizer).__name__}")
         if inspect.signature(type(optimizer).step).parameters["closure"].default is inspect.Parameter.empty:
             raise ConfigError(f"optimizer  {type(optimizer).__name__} computes the loss several times a step, which no window of "
                               "batches can be asked for; choose another")
-        self.optimizer, self.clip, self.latch = optimizer, clip, latch
+        if clip_value and scaled: raise ConfigError("clip_value  and fp16 do not go together; say clip, or precision: bf16")
+        self.optimizer, self.clip, self.clip_value, self.latch = optimizer, clip, clip_value, latch
         self.parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self.rides = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._wrapped = getattr(type(optimizer).step, "__code__", None) is _WRAPPER
         self.busy = False  # weights are being changed, or were, and the step is not yet counted
         for group in optimizer.param_groups: group.setdefault("initial_lr", group["lr"])
+        self._rest = number_of_rest(optimizer.param_groups)
         device = self.parameters[0].device
         number = lambda value: torch.full((), value, device=device, dtype=torch.float32)
         self.one, self.bad = number(1.0), number(0.0)
@@ -116,10 +98,16 @@ class Update:
         kinds = {(one.device, one.dtype) for one in self.parameters}
         self._plain = len(kinds) == 1 and torch.float64 not in {dtype for _, dtype in kinds}
 
-    def set_lr(self, schedule: Schedule, step: int) -> float:
-        "Each group's learning rate at this step; returns that of the first."
-        for group in self.optimizer.param_groups: group["lr"] = schedule(step, group["initial_lr"])
-        return self.optimizer.param_groups[0]["lr"]
+    def set_lr(self, schedule: Schedule | Plateau | Torched, step: int) -> float:
+        "Each group's learning rate at this step, unless a scheduler of torch's has set it; returns that of the config."
+        if not schedule.per:
+            for group in self.optimizer.param_groups: group["lr"] = schedule(step, group["initial_lr"])
+        return self.lr
+
+    @property
+    def lr(self) -> float:
+        "The learning rate now: of the group that follows the config; of the first, where a person made the groups."
+        return self.optimizer.param_groups[self._rest]["lr"]
 
     def clear(self) -> None:
         "No gradients are left over."
@@ -135,17 +123,24 @@ class Update:
         """The state of an optimizer of the same kind, as a copy. How this one computes (fused or not) stays its own matter;
         its numbers (lr, …) too, unless they are taken as well."""
         groups = self.optimizer.param_groups
-        own = [{key: value for key, value in group.items() if key in _HOW or not numbers and key != "params"} for group in groups]
-        theirs = [{**group, **mine} for group, mine in zip(state["param_groups"], own)]
+        kept = lambda key: key in (*_HOW, "name") or not numbers and key != "params"
+        own = [{key: value for key, value in group.items() if kept(key)} for group in groups]
+        nameless = lambda group: {key: value for key, value in group.items() if key != "name"}
+        theirs = [nameless(group) | mine for group, mine in zip(state["param_groups"], own)]
         self.optimizer.load_state_dict(deepcopy({**state, "param_groups": theirs}))
 
-    def follow(self, training: Any, before: Mapping[str, float]) -> None:
-        "Numbers that were changed; `before` are those that its groups have followed so far."
-        self.clip, lr = training.clip, before["lr"]
+    def follow(self, training: Any, before: Mapping[str, Any]) -> None:
+        """Numbers that were changed; `before` are those that its groups have followed so far. What a group has of its own stays,
+        unless that was changed; only its learning rate moves with the config's, in proportion."""
+        self.clip, self.clip_value, lr = training.clip, training.clip_value, before["lr"]
         for group in self.optimizer.param_groups:
-            if training.lr != lr: group["initial_lr"] = group["initial_lr"] * training.lr / lr if lr else training.lr
+            now, was = (own_numbers(section, group.get("name")) for section in (training, before))
+            if now.get("lr") != was.get("lr"): group["initial_lr"] = now.get("lr", training.lr)
+            elif training.lr != lr:
+                group["initial_lr"] = group["initial_lr"] * training.lr / lr if lr else now.get("lr", training.lr)
             for key in ("weight_decay", "momentum", "betas"):
-                if key in group and training[key] is not None and training[key] != before[key]: group[key] = training[key]
+                wanted = now.get(key, training[key])
+                if key in group and wanted is not None and wanted != was.get(key, before[key]): group[key] = wanted
 
     def backward(self, loss: torch.Tensor, inputs: list[torch.Tensor] | None = None) -> None:
         "Gradients of a loss, multiplied by the scale of fp16 if there is one; of these inputs only, if they are named."
@@ -157,7 +152,12 @@ class Update:
         if self.scale is not None or not self.latch: self.bad.zero_()
         torch._amp_foreach_non_finite_check_and_unscale_([norm], self.bad, self.one)  # times one: the norm stays
         floor = self.one if self.scale is None else self.scale
-        divisor = torch.maximum(norm / self.clip, floor) if self.clip else self.scale
+        found = norm
+        if self.clip_value:
+            torch._foreach_clamp_max_(grads, self.clip_value)
+            torch._foreach_clamp_min_(grads, -self.clip_value)
+            if self.clip: found = self._norm(grads)
+        divisor = torch.maximum(found / self.clip, floor) if self.clip else self.scale
         self.busy = True
         self._step(grads, divisor)
         self.clear()
@@ -223,17 +223,22 @@ def train_step(window: list[tuple[int, Any]], objective: Callable[[Any], dict], 
     return values
 
 # %% ../nbs/21_optim.ipynb #f426ae21
-def make_updates(given: Any, parameters: Iterable, training: Any, scaled: bool = False) -> dict[str, Update]:
-    "An Update for each optimizer of a dict; otherwise one, under the name \"\", made of what a config's training section says."
+def make_updates(given: Any, model: torch.nn.Module, training: Any, scaled: bool = False,
+                 extra: Iterable = ()) -> dict[str, Update]:
+    """An Update for each optimizer of a dict; otherwise one, under the name "", made of what a config's training section says.
+    `extra` are parameters beside the model's, such as a loss's."""
     t = training
+    if given is not None and not isinstance(given, str) and (odd := [key for key in ("groups", "no_decay") if t[key]]):
+        raise ConfigError(f"{odd[0]}  is for an optimizer by name; one that was given has its groups already, say it there")
     if isinstance(given, Mapping):
         if t.accumulate > 1: raise ConfigError("accumulate  is training_step's own matter with several optimizers; leave it out")
         if not given: raise ConfigError("optimizer  found no optimizer in the dict; give {\"generator\": …, \"critic\": …}")
         named = dict(given)
     else:
+        settings = {key: t[key] for key in ("lr", "weight_decay", "momentum", "betas")}
         kind = t.optimizer if given is None or isinstance(given, str) else given
-        named = {"": make_optimizer(kind, parameters, lr=t.lr, weight_decay=t.weight_decay, momentum=t.momentum, betas=t.betas)}
-    return {name: Update(one, t.clip, t.nonfinite == "stop", scaled) for name, one in named.items()}
+        named = {"": make_optimizer(kind, parameter_groups(model, t, extra) if isinstance(kind, str) else (), **settings)}
+    return {name: Update(one, t.clip, t.nonfinite == "stop", scaled, t.clip_value) for name, one in named.items()}
 
 
 def following(config: Config, optimizer: torch.optim.Optimizer) -> Config:
@@ -258,6 +263,7 @@ def untrained(updates: Mapping[str, Update], model: torch.nn.Module) -> str:
 def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds: Mapping[str, str]) -> None:
     "ConfigError unless saved states are of the same kinds of optimizers over as many parameters; before anything is changed."
     sizes = lambda groups: [len(group["params"]) for group in groups]
+    called_so = lambda groups: [group.get("name") for group in groups]
     for name, update in updates.items():
         kind, was, called = type(update.optimizer).__name__, kinds.get(name), f"optimizer {name}".strip()
         if kind != was: raise ConfigError(f"{called}  is {kind}, the checkpoint has {was or 'none'}; use the same")
@@ -265,3 +271,6 @@ def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds:
         if ours != theirs:
             raise ConfigError(f"{called}  has groups of {ours} parameters, the checkpoint of {theirs}; "
                               "is the model the same?")
+        ours, theirs = called_so(update.optimizer.param_groups), called_so(states[name]["param_groups"])
+        if ours != theirs and all(ours) and all(theirs):  # of the same sizes, but of others
+            raise ConfigError(f"{called}  has the groups {ours}, the checkpoint {theirs}; say groups and no_decay as there")

@@ -52,9 +52,7 @@ class Plan(NamedTuple):
 
 
 _UNBUILT = {
-    "training": ("groups", "no_decay", "freeze", "clip_value", "class_weights", "curriculum", "compile",
-                 "channels_last", "after_end", "gradient_checkpointing", "distributed", "early_stopping", "restore_best",
-                 "ema", "label_smoothing"),
+    "training": ("curriculum", "distributed", "restore_best", "ema"),
     "logging": ("tensorboard", "wandb", "histograms")}
 
 

@@ -19,16 +19,18 @@ from .data import KeyedLoader, keyed
 from .device import ahead, make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
 from .dist import check_alone
 from .events import GivenUp
+from .groups import Freezing, table_of_groups
 from .console import History, spell_row
-from .ledger import check_changes
 from .load import take_over
-from .lock import write_whole
 from .loggers import Numbers, Recorded, Step
-from .metrics import Task
-from .optim import Schedule, check_fits, following, make_updates, train_step, untrained
+from .losses import loss_arguments
+from .metrics import Task, direction
+from .model import prepare, summary
+from .optim import Update, check_fits, following, make_updates, train_step, untrained
 from .plan import Plan, make_plan
 from .registry import build
 from .run import Run
+from .schedule import Schedule, ends_after, make_schedule, plot, tell_end
 from .source import ConfigError, near
 from .spelling import find_key
 from .stepfolder import Checkpoint
@@ -45,7 +47,8 @@ __all__ = ['Trainer']
 # The seams of a system are Task's (22_metrics), rows and checkpoints are Recorded's (32_loggers), signals Session's (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
-_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken")  # as they are, in the state
+_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken", "ends",
+         "stopped_early")  # as they are, in the state
 
 
 class Trainer(Recorded, Task):
@@ -53,7 +56,7 @@ class Trainer(Recorded, Task):
     A model may be named; None is the one of the config."""
 
     def __init__(self, model: torch.nn.Module | str | Mapping | None, train_loader: Any, val_loader: Any = None, *,
-                 loss: Callable | str | Mapping | None = None, optimizer: Any = None, metrics: Any = None,
+                 loss: Callable | str | Mapping | None = None, optimizer: Any = None, scheduler: Any = None, metrics: Any = None,
                  callbacks: Iterable = (), config: Config | Mapping | str | Path | None = None,
                  run: Run | Mapping | bool | None = None, stage: str = "train", quiet: bool = False, **training: Any):
         check_alone()
@@ -62,27 +65,33 @@ class Trainer(Recorded, Task):
         for key in training:
             if find_key((key,)) is None and (slip := near(key, ("callbacks", "metrics", "optimizer", "loss", "config", "quiet"))):
                 raise ConfigError(f"keyword  {key}  unknown{slip}")
-        words = {"model": model, "loss": loss, "run": run, "optimizer": None if isinstance(optimizer, Mapping) else optimizer}
+        words = {"model": model, "loss": loss, "run": run, "scheduler": scheduler,
+                 "optimizer": None if isinstance(optimizer, Mapping) else optimizer}
         words = {key: value for key, value in words.items() if isinstance(value, (str, Mapping))}  # the others are objects
         Recorded.__init__(self, Config.settle(config, training | words, stage), stage, callbacks, quiet, run)
         t = self.config.training
         if not isinstance(model, torch.nn.Module): model = build("model", self.config)
         device = pick_device(t.device, model)
-        Task.__init__(self, model.to(device), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed)
         self.train_loader, self.val_loader = train_loader, val_loader
-        trained = [*self.model.parameters(), *(self.loss.parameters() if isinstance(self.loss, torch.nn.Module) else ())]
+        Task.__init__(self, prepare(model.to(device), t), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed,
+                      loss_arguments(t, getattr(self.train_loader.source, "dataset", None)))
+        own = [*self.loss.parameters()] if isinstance(self.loss, torch.nn.Module) else []
+        self.freezing = Freezing(self.model, t.freeze, own)
         if isinstance(optimizer, torch.optim.Optimizer): self.config = following(self.config, optimizer)
-        self.updates, self._manual = make_updates(optimizer, trained, t, self.precision.scaled), isinstance(optimizer, Mapping)
+        self.updates, self._manual = make_updates(optimizer, model, t, self.precision.scaled, own), isinstance(optimizer, Mapping)
         self._chosen = optimizer is not None and not isinstance(optimizer, str)  # by a person, who may leave parameters out
         if self._manual and type(self).training_step is Task.training_step:
             raise ConfigError("optimizer  several optimizers need a training_step(batch) of your own, which calls "
                               "self.backward(loss, name) and self.update(name)")
         if self._manual and self.val_loader and type(self).validation_step is Task.validation_step:
             raise ConfigError("val_loader  with several optimizers write validation_step(batch), which returns what is measured")
+        if t.early_stopping and self.val_loader is None and not (t.monitor or "").startswith("train_"):
+            raise ConfigError("early_stopping  needs a val_loader, or monitor: train_loss")
         if t.monitor_mode and not t.monitor:
             raise ConfigError(f"monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
         self.skips |= self.precision.scaled
-        self._gives_up, self._meant, self._norms = False, None, {}
+        self._gives_up, self._norms = False, {}
+        self._scheduler, self.schedule = None if isinstance(scheduler, str) else scheduler, None
         self._make_plan()
 
     @property
@@ -108,7 +117,7 @@ class Trainer(Recorded, Task):
         num_epochs is the end of this call; the other changes are remembered over a resume, as with set()."""
         with self.once("train()"):
             if changes: self.set(**changes)
-            self._end_at(num_epochs)
+            self.end_at(num_epochs)
         with self.session(), self.once("train()"):
             if self.done and not self.halt: self.console.line(f"{self.where} is the end; to go on, train(num_epochs=…)")
             while not self.done: self.train_epoch()
@@ -118,6 +127,7 @@ class Trainer(Recorded, Task):
         "Trains to the end of the epoch, from where it is."
         with self.session(), self.once("train_epoch()"):
             if self.done: return
+            self.freezing.at(self.epoch)
             if self.batch == 0: self.tell("epoch_start")
             else: self._attend()  # what was due when it was interrupted
             began, hears = time.perf_counter(), bool(self.listeners.of["step_end"])
@@ -130,6 +140,7 @@ class Trainer(Recorded, Task):
                 self.step, self.batch, self.samples = self.step + 1, self.batch + len(window), self.samples + samples
                 self.numbers.add(Step(self.step, self.epoch, self.batch, samples, lr), values)
                 for update in self.updates.values(): update.busy = False
+                if self.schedule.per == "update": self.schedule.moved()
                 self.in_step = ""
                 if hears: self.tell("step_end")
                 if self.step >= self.next_look or self.halt or self.wishes.asked or time.monotonic() >= self._look:
@@ -151,7 +162,7 @@ class Trainer(Recorded, Task):
 
     def _take_step(self, window: list[tuple[int, Any]]) -> tuple[float, dict]:
         "One update; with several optimizers, what training_step does with them."
-        update = next(iter(self.updates.values()))
+        update = self._first
         lr = update.set_lr(self.schedule, self.step)
         if not self._manual: return lr, train_step(window, self.objective, update)
         self._norms = {}
@@ -186,7 +197,8 @@ class Trainer(Recorded, Task):
         self.best = self.best_after("train_", self.metrics | means)  # it may find fault; until here nothing has moved
         self.metrics, self.epoch, self.batch = self.metrics | means, self.epoch + 1, 0
         self.numbers.new_epoch()
-        row, seconds = means | measured | {"lr": self._lr}, round(time.perf_counter() - began, 3)
+        if self.schedule.per == "epoch": self.schedule.moved()
+        row, seconds = means | measured | {"lr": self._first.lr}, round(time.perf_counter() - began, 3)
         self.row("epoch", epoch=self.epoch, **row, seconds=seconds)
         self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, row, seconds,
                            self.best.get("step") == self.step)
@@ -200,7 +212,7 @@ class Trainer(Recorded, Task):
         "Has it reached its end, or was it asked to halt?"
         if self.halt: return True
         if self.batch == self.plan.batches: return False  # its epoch wants to be ended first
-        return self.plan.is_over(self.step, self.epoch, self._seconds)
+        return self.stopped_early or self.plan.is_over(self.step, self.epoch, self._seconds)
 
     @property
     def _seconds(self) -> float:
@@ -260,19 +272,6 @@ class Trainer(Recorded, Task):
         self._norms[f"grad_norm_{name}"] = norm = self.updates[name]()
         return norm
 
-    def settle_loss(self, wanted: Any) -> None:
-        "The loss from now on; one that was told from the first batch is said, and becomes part of the config."
-        told = not isinstance(wanted, str) or self.config.training.loss is not None
-        self._settle(wanted, "first batch")
-        if told: return
-        self.console.line(f"loss: {wanted}, told from the first batch")
-        if self.record: write_whole(self.record.run.folder/"config.yaml", self.config.to_yaml())
-
-    def _settle(self, wanted: Any, where: str) -> None:
-        super().settle_loss(wanted)
-        if isinstance(wanted, str) and self.config.training.loss is None:
-            self.config = self.config.merge(Config.from_dict({"training": {"loss": wanted}}, where))
-
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -286,8 +285,9 @@ class Trainer(Recorded, Task):
         state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
             "numbers": self.numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
             "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.plan.total,
+            "schedule": self.schedule.state_dict(), "patience": self.patience.state_dict(),
             "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()},
-            "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas")}}
+            "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups")}}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None:
@@ -307,6 +307,8 @@ class Trainer(Recorded, Task):
         if isinstance(self.loss, torch.nn.Module) and "loss" in state: self.loss.load_state_dict(state["loss"])
         for key in _KEPT: setattr(self, key, copy(told[key]))
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
+        if told["schedule"]: self.schedule.load_state_dict(told["schedule"])
+        self.patience.load_state_dict(told["patience"])
         self.changed, self.loaded, self._meant, self.spent = {}, True, None, told["spent"]
         if differences: self.batch = self.train_loader.batch_like(self.batch, told["data"])
         self.train_loader.load_state_dict(told["loader"])
@@ -333,35 +335,28 @@ class Trainer(Recorded, Task):
 
     # --- changes while it runs --------------------------------------------------------------------
 
-    def _end_at(self, num_epochs: float | str | None) -> None:
-        "Where this call of train() ends; without a word, where the config says, or an interrupted call meant to end."
-        wanted = num_epochs
-        if num_epochs is None:
-            if self._meant is None or self.halt or self.error: return
-            (wanted, given), self._meant = self._meant, None
-            if given != self.config.training.epochs: return
-        else: self._meant = (self._meant or (self.config.training.epochs,))[0], num_epochs
-        self.change(check_changes({"epochs": wanted}), remember=False)
-
     def follow(self, before: Mapping[str, Any]) -> None:
-        "Optimizers and plan follow the config; where the schedule ends now is said."
-        t, total = self.config.training, before["total"] if "total" in before else self.plan.total
-        for update in self.updates.values(): update.follow(t, before)
+        "Optimizers, plan and schedule follow the config; what becomes of the rate where the end has moved is said."
+        was = self.schedule
+        if "total" in before and isinstance(was, Schedule): was = was._replace(total=before["total"])
+        for update in self.updates.values(): update.follow(self.config.training, before)
+        self.ends = ends_after(self.ends, was.total, self.planned(self.config)[0].total, self.step)
         self._make_plan()
-        over = self.plan.is_over(self.step, self.epoch, self._seconds)
-        if self.step and total not in (None, self.plan.total) and self.schedule.kind != "constant" and not over:
-            self.console.line(f"the {self.schedule.kind} schedule ends at step {self.plan.total or 0:,} instead of {total:,}: "
-                              f"at {self.where} the learning rate is {self.schedule(self.step, t.lr):.2e} "
-                              f"and falls to {t.min_lr:.2e} from there")
+        if self.step and not self.plan.is_over(self.step, self.epoch, self._seconds):
+            if said := tell_end(was, self.schedule, self.step, self.config.training.lr): self.console.line(said)
 
-    def planned(self, config: Config) -> tuple[Plan, Schedule]:
+    def planned(self, config: Config) -> tuple[Plan, Any]:
         try: batches = len(self.train_loader)
         except TypeError: batches = None
         plan, t = make_plan(config, batches, (self.step, self.epoch, self.batch)), config.training
-        return plan, Schedule(t.scheduler, plan.total, plan.warmup, t.min_lr).check()
+        mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.scheduler == "plateau" else None
+        return plan, make_schedule(config, plan, self._scheduler, self.val_loader is not None, mode, self.ends,
+                                   self._first.optimizer)
 
     def _make_plan(self) -> None:
+        state = self.schedule.state_dict() if self.schedule else {}
         self.plan, self.schedule = self.planned(self.config)
+        if state: self.schedule.load_state_dict(state)
         self._look, self.next_look = 0.0, 0
 
     # --- its session ------------------------------------------------------------------------------
@@ -383,12 +378,12 @@ class Trainer(Recorded, Task):
             self.batch = 0  # the source starts over
             self.numbers.new_epoch()
         self._make_plan()
+        self._checked = False
         if t.monitor:
             with (self.val_loader or self.train_loader).kept():
                 self.check_monitor(t.monitor, self._batches(self.val_loader) if self.val_loader else None)
         for part in (self.model, self.loss):  # a part that a person froze in a model that trains stays so
             if isinstance(part, torch.nn.Module) and not part.training: part.train()
-        self._checked = False
         self.console.start_bar(self.plan.total, self.step)
         self.obey()
         self.tell("fit_start")
@@ -407,7 +402,16 @@ class Trainer(Recorded, Task):
         return status
 
     @property
-    def _lr(self) -> float: return next(iter(self.updates.values())).optimizer.param_groups[0]["lr"]
+    def _first(self) -> Update: return next(iter(self.updates.values()))
+
+    def summary(self, depth: int = 2) -> str:
+        "Layers, parameters and memory; what learns, and how fast."
+        groups = [table_of_groups(one.optimizer.param_groups, self.config.training) for one in self.updates.values()]
+        return "\n\n".join(filter(None, (repr(self), summary(self.model, depth), *groups, self.freezing.describe(self.epoch))))
+
+    def plot_schedule(self) -> Any:
+        "A picture of the learning rate over all of the training, as it would go from here."
+        return plot(self.schedule, self.config.training.lr, self.plan.total, at=self.step)
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(update.optimizer).__name__ for update in self.updates.values())

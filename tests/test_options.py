@@ -1,0 +1,189 @@
+"""Each option of the trainer: it changes what it says, in the numbers that it says, and a resume is exact with it on (the recipes of exact.py)."""
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from exact import X, Y, blocks, net
+from trainbook.events import Callback
+from trainbook.loggers import NonFinite
+from trainbook.source import ConfigError
+from trainbook.trainer import Trainer
+
+DATA, VAL = TensorDataset(X, Y), TensorDataset(X[:20], Y[:20])  # 13 steps an epoch
+
+
+class Rates(Callback):
+    "The rate of each step."
+    def __init__(self): self.seen = []
+    def step_end(self, trainer): self.seen.append(trainer.updates[""].lr)
+
+
+def make(model=None, epochs=3, **words) -> Trainer:
+    return Trainer(model or net(), DataLoader(DATA, 8, shuffle=True), DataLoader(VAL, 8), run=False, quiet=True, lr=1e-2, epochs=epochs, loss="cross_entropy", **words)
+
+
+def rates(**words) -> list[float]:
+    seen = Rates()
+    make(callbacks=[seen], **words).train()
+    return seen.seen
+
+
+def by_torch(build, steps=39, per=1) -> list[float]:
+    "What a scheduler of torch's sets, step by step."
+    optimizer, seen = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2), []
+    scheduler = build(optimizer)
+    for step in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if (step + 1) % per == 0: scheduler.step()
+    return seen
+
+
+S = torch.optim.lr_scheduler
+SCHEDULES = {
+    "cosine": ({"min_lr": 1e-3}, lambda optimizer: S.CosineAnnealingLR(optimizer, 39, 1e-3), 1),
+    "step": ({"step_size": 2, "gamma": 0.5}, lambda optimizer: S.StepLR(optimizer, 2, 0.5), 13),
+    "multistep": ({"milestones": [1, 2], "gamma": 0.5}, lambda optimizer: S.MultiStepLR(optimizer, [1, 2], 0.5), 13),
+    "linear": ({}, lambda optimizer: S.LinearLR(optimizer, 1.0, 0.0, 39), 1),
+    "polynomial": ({"power": 2}, lambda optimizer: S.PolynomialLR(optimizer, 39, 2), 1),
+    "onecycle": ({}, lambda optimizer: S.OneCycleLR(optimizer, 1e-2, 39), 1),
+    "constant": ({}, lambda optimizer: S.ConstantLR(optimizer, 1.0), 1)}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_torchs(name):
+    """Step by step, through the trainer."""
+    words, build, per = SCHEDULES[name]
+    for ours, theirs in zip(rates(scheduler=name, **words), by_torch(build, per=per), strict=True):
+        if name != "onecycle" or ours != theirs: assert math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, "plateau"])
+def test_any_schedule_warms_up(name):
+    words = {} if name == "plateau" else SCHEDULES[name][0]
+    found = rates(scheduler=name, warmup="5 steps", **words)
+    assert found[0] < found[1] < found[2] < found[3] < found[4] and found != rates(scheduler=name, **words)
+
+
+def test_a_plateau_lowers_the_rate():
+    """Of a loss that cannot improve: a model whose rate is far too high."""
+    found = rates(scheduler="plateau", plateau_patience=1, gamma=0.1, weight_decay=0, monitor="val_acc", metrics={"acc": lambda outputs, targets: 0.5}, epochs=6)
+    assert [found[13 * epoch] for epoch in range(6)] == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4])
+
+
+@pytest.mark.parametrize("per, rate", [("epoch", lambda step: 1e-2 * 0.9 ** (step // 13)), ("update", lambda step: 1e-2 * 0.9 ** (step + 1))])  # moved when the step is told
+def test_a_scheduler_of_torchs(per, rate):
+    model, seen = net(), Rates()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    Trainer(model, DataLoader(DATA, 8), run=False, quiet=True, epochs=3, loss="cross_entropy", optimizer=optimizer, scheduler=(S.ExponentialLR(optimizer, 0.9), per), callbacks=seen).train()
+    assert seen.seen == pytest.approx([rate(step) for step in range(39)])
+
+
+def test_a_scheduler_of_torchs_says_when_it_moves():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ConfigError, match="after each epoch, or after each update"):
+        Trainer(model, DataLoader(DATA, 8), run=False, optimizer=optimizer, scheduler=S.ExponentialLR(optimizer, 0.9))
+
+
+@pytest.mark.parametrize("after_end, rate", [("hold", lambda first, whole, step: first[-1]), ("stretch", lambda first, whole, step: whole[step]), ("restart", lambda first, whole, step: first[step - 26])])
+def test_training_on_after_the_end(after_end, rate, capsys):
+    seen = Rates()
+    trainer = make(epochs=2, after_end=after_end, callbacks=[seen])
+    trainer.train()
+    trainer.console.quiet = False
+    trainer.train(num_epochs=4)
+    first, whole = rates(epochs=2), rates(epochs=4)
+    assert seen.seen[26:] == pytest.approx([rate(first, whole, step) for step in range(26, 52)])
+    assert f"training goes on after its end at step 26, to step 52: {after_end}, " in capsys.readouterr().out
+
+
+def test_early_stopping(capsys):
+    """After so many evaluations without improvement; it has finished then, and goes on where a person wants more."""
+    class Told(Trainer):
+        def validation_step(self, batch): return {"acc": [0.5, 0.6, 0.55, 0.55, 0.7, 0.9][self.epoch]}
+    trainer = Told(net(), DataLoader(DATA, 8), DataLoader(VAL, 20), run=False, epochs=6, loss="cross_entropy", monitor="val_acc", early_stopping=True, patience=2)
+    trainer.train()
+    assert trainer.epoch == 4 and "val_acc has not improved for 2 evaluations; this is the end" in capsys.readouterr().out
+    trainer.train()
+    assert trainer.epoch == 4 and len(trainer.history) == 4 and "is the end" in capsys.readouterr().out
+    trainer.train(num_epochs=5)
+    assert trainer.epoch == 5
+
+
+def test_min_delta_is_what_counts():
+    kept = {}
+    for delta in (0.0, 10.0):
+        trainer = make(epochs=8, early_stopping=True, patience=2, min_delta=delta)
+        trainer.train()
+        kept[delta] = trainer.epoch
+    assert kept[10.0] == 3 < kept[0.0]
+
+
+def test_gradient_checkpointing_changes_no_bit():
+    models = [blocks() for _ in range(2)]
+    for model, on in zip(models, (False, True)): make(model, gradient_checkpointing=on).train()
+    assert all(map(torch.equal, *[model.state_dict().values() for model in models])) and list(models[0].state_dict()) == list(models[1].state_dict())
+
+
+def test_channels_last_is_the_models_layout():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    data = TensorDataset(torch.randn(16, 1, 4, 4), torch.randint(0, 3, (16,)))
+    Trainer(model, DataLoader(data, 8), run=False, quiet=True, epochs=1, channels_last=True).train()
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("words, loss", [({"label_smoothing": 0.2}, {"label_smoothing": 0.2}), ({"class_weights": [1, 5, 1]}, {"weight": torch.tensor([1., 5, 1])}),
+                                         ({"class_weights": {1: 5}}, {"weight": torch.tensor([1., 5])}),
+                                         ({"class_weights": "balanced"}, {"weight": (100 / (3 * torch.bincount(Y).double())).float()})], ids=str)
+def test_what_a_config_says_of_the_loss(words, loss):
+    """The same weights as with the loss made by hand; others than without; and written into the loss that is told from the first batch."""
+    models, more = [net() for _ in range(4)], {"weight": torch.cat([loss["weight"], torch.ones(3 - len(loss["weight"]))])} if "weight" in loss else loss
+    words = {"class_weights": {1: 5, 2: 1}} if words == {"class_weights": {1: 5}} else words
+    made = [{"loss": "cross_entropy", **words}, {"loss": torch.nn.CrossEntropyLoss(**more)}, {"loss": None, **words}, {"loss": "cross_entropy"}]
+    for model, one in zip(models, made): Trainer(model, DataLoader(DATA, 8), run=False, quiet=True, lr=1e-2, epochs=2, **one).train()
+    assert torch.equal(models[0][0].weight, models[1][0].weight) and torch.equal(models[0][0].weight, models[2][0].weight)
+    assert not torch.equal(models[0][0].weight, models[3][0].weight)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_clipping_by_value(clip):
+    """As torch's clip_grad_value_, and then by norm; an infinite gradient is still seen."""
+    models = [net() for _ in range(2)]
+    Trainer(models[0], DataLoader(DATA, 8), run=False, quiet=True, lr=1e-2, weight_decay=0.01, epochs=2, loss="cross_entropy", scheduler="constant", clip_value=0.01, clip=clip).train()
+    optimizer = torch.optim.AdamW(models[1].parameters(), lr=1e-2, weight_decay=0.01)
+    for _ in range(2):
+        for x, y in DataLoader(DATA, 8):
+            torch.nn.functional.cross_entropy(models[1](x), y).backward()
+            torch.nn.utils.clip_grad_value_(models[1].parameters(), 0.01)
+            if clip: torch.nn.utils.clip_grad_norm_(models[1].parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters()): assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    class Infinite(Trainer):
+        def training_step(self, batch): return super().training_step(batch) * (torch.inf if self.step == 3 else 1)
+    with pytest.raises(NonFinite): Infinite(net(), DataLoader(DATA, 8), run=False, quiet=True, clip_value=0.01).train()
+
+
+def test_the_summary_names_what_learns():
+    text = make(freeze={"0.*": 2}, no_decay=True).summary()
+    assert "163" in text and "no decay" in text and "until epoch 2" in text
+
+
+def test_the_schedule_as_a_picture():
+    trainer = make(scheduler="onecycle")
+    assert trainer.plot_schedule().axes and trainer.step == 0
+
+
+@pytest.mark.parametrize("words, says", [
+    ({"early_stopping": True, "val": None}, "early_stopping  needs a val_loader"), ({"scheduler": "plateau", "val": None}, "plateau hears of no validation"),
+    ({"min_lr": 0.1}, "min_lr"), ({"warmup": 4}, "warmup"), ({"scheduler": "multistep", "milestones": [2, 1]}, "milestones"), ({"scheduler": "multistep"}, "milestones"),
+    ({"channels_last": True}, "no two-dimensional convolution"), ({"gradient_checkpointing": True}, "found no blocks"), ({"lr": -1}, "lr"), ({"class_weights": "balance"}, "class_weights"), ({"clip_value": 1, "precision": "fp16"}, "fp16"), ({"scheduler": "cosin"}, "did you mean cosine"),
+    ({"monitor": "val_quality", "early_stopping": True}, "cannot tell whether less or more")], ids=str)
+def test_what_cannot_be_is_one_line_before_training(words, says):
+    words = dict(words)
+    val = words.pop("val", DataLoader(VAL, 8))
+    with pytest.raises(ConfigError, match=says) as told: Trainer(net(), DataLoader(DATA, 8), val, run=False, quiet=True, epochs=3, **({"lr": 1e-2} | words))
+    assert "\n" not in str(told.value)
