@@ -166,6 +166,7 @@ RECIPES = {
     "multistep": (loader, (0,), net, {"scheduler": "multistep", "milestones": [1, "30 steps"], "gamma": 0.3, "save_interval": "7 steps"}),
     "onecycle": (loader, (0,), net, {"scheduler": "onecycle", "save_interval": "7 steps"}),
     "stops_early": (loader, (0,), net, {"lr": 0.3, "early_stopping": True, "patience": 2, "eval_every": "3 steps", "save_interval": "5 steps", "epochs": 20}),
+    "averaged": (loader, (0,), lambda: net(0.2, True), {"ema": 0.9, "eval_every": "5 steps", "save_interval": "7 steps"}),
     "recomputed": (loader, (0,), lambda: blocks(), {"gradient_checkpointing": True, "save_interval": "7 steps"}),
     "everything": (lambda workers: loader(Augmented(), workers, collate_fn=noisy_collate), (0, 2), lambda: net(0.2, True),
                    {"accumulate": 3, "epochs": 9, "clip": 0.5, "warmup": "5 steps", "precision": "bf16", "save_interval": "4 steps", "eval_every": "3 steps"}),

@@ -1,5 +1,6 @@
 """Each option of the trainer: it changes what it says, in the numbers that it says, and a resume is exact with it on (the recipes of exact.py)."""
 import math
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from exact import X, Y, blocks, net
 from trainbook.events import Callback
+from trainbook.load import load_checkpoint
 from trainbook.loggers import NonFinite
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
@@ -167,6 +169,73 @@ def test_clipping_by_value(clip):
     with pytest.raises(NonFinite): Infinite(net(), DataLoader(DATA, 8), run=False, quiet=True, clip_value=0.01).train()
 
 
+def test_an_average_of_the_weights(tmp_path):
+    """Evaluated, predicted with, saved as the model, loaded as the model; training goes on with the weights that train."""
+    model, kept = net(), {}
+    class Mine(Callback):
+        def fit_start(self, trainer): self.value, self.n = [one.detach().clone() for one in model.parameters()], 0
+        def step_end(self, trainer):
+            self.n += 1
+            decay = min(0.9, (1 + self.n) / (10 + self.n))
+            self.value = [decay * a + (1 - decay) * b.detach() for a, b in zip(self.value, model.parameters())]
+        def eval_end(self, trainer):
+            inner = net()
+            for one, value in zip(inner.parameters(), self.value): one.data = value
+            kept[trainer.step] = torch.nn.functional.cross_entropy(inner(X[:20]), Y[:20]).item(), trainer.metrics["val_loss"]
+    words = {"loss": "cross_entropy", "lr": 1e-2, "epochs": 3, "quiet": True}
+    mine = Mine()
+    trainer = Trainer(model, DataLoader(DATA, 8), DataLoader(VAL, 20), ema=0.9, save_dir=str(tmp_path/"r"), callbacks=mine, **words)
+    trainer.train()
+    plain = net()
+    Trainer(plain, DataLoader(DATA, 8), run=False, **words).train()
+    assert all(map(torch.equal, model.parameters(), plain.parameters())) and len(kept) == 3
+    for ours, theirs in kept.values(): assert ours == pytest.approx(theirs, rel=1e-5)
+    saved = load_checkpoint(tmp_path/"r", quiet=True)["model_state_dict"]
+    for one, value, now in zip(mine.value, saved.values(), model.parameters()): assert torch.allclose(one, value, atol=1e-6) and not torch.equal(value, now)
+    with trainer.averaged(): expected = model(X)
+    assert torch.equal(trainer.predict(DataLoader(DATA, 100)), expected)
+    without = Trainer(net(), DataLoader(DATA, 8), save_dir=str(tmp_path/"r"), config={"run": {"on_existing": "resume"}}, **words).resume_from_checkpoint()
+    assert torch.equal(without.model[0].weight, model[0].weight)
+
+
+def test_the_best_weights_at_the_end(tmp_path):
+    class Told(Trainer):
+        def validation_step(self, batch): return {"acc": [0.5, 0.9, 0.6, 0.7][self.epoch]}
+    seen = {}
+    class Keeps(Callback):
+        def eval_end(self, trainer): seen[trainer.epoch] = trainer.model[0].weight.detach().clone()
+    trainer = Told(net(), DataLoader(DATA, 8), DataLoader(VAL, 20), loss="cross_entropy", lr=1e-2, epochs=4, quiet=True, monitor="val_acc", restore_best=True, save_dir=str(tmp_path/"r"), callbacks=Keeps())
+    trainer.train()
+    assert torch.equal(trainer.model[0].weight, seen[1]) and not torch.equal(seen[1], seen[3])
+    with pytest.raises(RuntimeError, match="has ended with its best weights; resume_from_checkpoint"): trainer.train(num_epochs=5)
+    trainer.resume_from_checkpoint()
+    assert torch.equal(trainer.model[0].weight, seen[3])
+
+
+@pytest.mark.parametrize("bad, ends", [((3, 9), 26), ((3, 5, 9), None)])
+def test_a_limit_on_steps_that_are_left_out(bad, ends):
+    """Two may be; the third is the end, and the count is part of the state."""
+    class Explodes(Trainer):
+        def training_step(self, batch): return super().training_step(batch) * (math.nan if self.step in bad else 1)
+    trainer = Explodes(net(), DataLoader(DATA, 8), run=False, quiet=True, epochs=2, loss="cross_entropy", nonfinite=2)
+    if ends: trainer.train()
+    else:
+        with pytest.raises(NonFinite, match="it is number 3, and nonfinite: 2 leaves out no more"): trainer.train()
+    assert trainer.state_dict()["trainer"]["numbers"]["skipped"] == len(bad) and all(one.isfinite().all() for one in trainer.model.parameters())
+
+
+def test_the_lines_of_an_epoch_as_a_person_wants_them(capsys):
+    lines = ["Epoch {epoch}/{epochs} - Loss: {train_loss:.2f} - LR: {lr:short} - Time: {seconds:.0f}s", "Val Loss: {val_loss:.3f}, Val Acc: {val_acc:.3f}"]
+    trainer = make(config={"logging": {"epoch_line": lines}}, epochs=1, scheduler="constant")
+    trainer.console.quiet = False
+    trainer.train()
+    assert re.search(r"^Epoch 1/1 - Loss: \d\.\d\d - LR: 0\.01 - Time: 0s\nVal Loss: \d\.\d{3}, Val Acc: \d\.\d{3}\nnew best$", capsys.readouterr().out, re.M)
+    trainer = make(config={"logging": {"epoch_line": ["{val_los}"]}}, epochs=1)
+    trainer.console.quiet = False
+    trainer.train()
+    assert "epoch_line  there is no val_los, did you mean val_loss?\nepoch 1/1  train_loss" in capsys.readouterr().out
+
+
 def test_the_summary_names_what_learns():
     text = make(freeze={"0.*": 2}, no_decay=True).summary()
     assert "163" in text and "no decay" in text and "until epoch 2" in text
@@ -180,7 +249,7 @@ def test_the_schedule_as_a_picture():
 @pytest.mark.parametrize("words, says", [
     ({"early_stopping": True, "val": None}, "early_stopping  needs a val_loader"), ({"scheduler": "plateau", "val": None}, "plateau hears of no validation"),
     ({"min_lr": 0.1}, "min_lr"), ({"warmup": 4}, "warmup"), ({"scheduler": "multistep", "milestones": [2, 1]}, "milestones"), ({"scheduler": "multistep"}, "milestones"),
-    ({"channels_last": True}, "no two-dimensional convolution"), ({"gradient_checkpointing": True}, "found no blocks"), ({"lr": -1}, "lr"), ({"class_weights": "balance"}, "class_weights"), ({"clip_value": 1, "precision": "fp16"}, "fp16"), ({"scheduler": "cosin"}, "did you mean cosine"),
+    ({"restore_best": True}, "needs a run"), ({"channels_last": True}, "no two-dimensional convolution"), ({"gradient_checkpointing": True}, "found no blocks"), ({"lr": -1}, "lr"), ({"class_weights": "balance"}, "class_weights"), ({"clip_value": 1, "precision": "fp16"}, "fp16"), ({"scheduler": "cosin"}, "did you mean cosine"),
     ({"monitor": "val_quality", "early_stopping": True}, "cannot tell whether less or more")], ids=str)
 def test_what_cannot_be_is_one_line_before_training(words, says):
     words = dict(words)

@@ -5,20 +5,24 @@
 # %% ../nbs/18_console.ipynb #6a7b2c46
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .source import near
+
 # %% auto #0
-__all__ = ['in_notebook', 'Bar', 'Console', 'spell_row', 'spell_number', 'History']
+__all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'spell_row', 'spell_number', 'History']
 
 # %% ../nbs/18_console.ipynb #b806aa5b
 # Map of this module, top to bottom:
 #   Bar             how far it is; drawn after half a second, where it can be redrawn
 #   Console         lines to the screen and to train.log
+#   fill            a line that a person has written, with numbers
 #   spell_row       a row of numbers as a line
 #   History         what was measured, as a table and as a picture
 
@@ -77,7 +81,8 @@ class Bar:
 class Console:
     "Lines for a person: on the screen, and in a file that is only appended to."
 
-    def __init__(self, file: str | Path | None = None, quiet: bool = False):
+    def __init__(self, file: str | Path | None = None, quiet: bool = False, forms: Iterable[str] = ()):
+        self.forms = list(forms)
         self.file, self.quiet, self.bar = Path(file) if file else None, quiet, None
 
     def line(self, text: str) -> None:
@@ -107,13 +112,34 @@ class Console:
         if bar is not self.bar: bar.close()
 
     def epoch(self, epoch: int, end: float | None, told: dict[str, float], seconds: float, best: bool) -> None:
-        "The line of an epoch."
+        "The line of an epoch, or those that a person has written."
         of = "" if end is None else f"/{end:g}"
-        self.line(f"epoch {epoch}{of}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
+        numbers = {"epoch": epoch, "epochs": "?" if end is None else f"{end:g}", "seconds": seconds, **told}
+        try: lines = [fill(form, numbers) for form in self.forms]
+        except ValueError as error: lines, self.forms = [f"epoch_line  {error}"], []
+        if not self.forms:
+            lines.append(f"epoch {epoch}{of}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
+        elif best: lines.append("new best")
+        for line in lines: self.line(line)
 
     def end_bar(self) -> None:
         if self.bar: self.bar.close()
         self.bar = None
+
+
+def fill(form: str, numbers: Mapping[str, Any]) -> str:
+    """A line with numbers in the places of their names: {train_loss:.3f}; {lr:short} is 1e-4. A name is looked up, and
+    nothing else is done with it: no attributes, no calls."""
+    known = ", ".join(numbers)
+    def value(found: re.Match) -> str:
+        name, spec = found.groups()
+        if name not in numbers: raise ValueError(f"there is no {name}{near(name, numbers, f'; there are {known}')}")
+        one = numbers[name]
+        if spec == "short" and not 1e-3 <= abs(one) < 1e4: return re.sub(r"e([+-])0*", r"e\1", f"{one:.0e}")
+        if spec == "short": spec = ".3g"
+        try: return format(one, spec or "")
+        except ValueError: raise ValueError(f"{{{name}:{spec}}} is no format for {one!r}") from None
+    return re.sub(r"\{(\w+)(?::([^{}]*))?\}", value, form)
 
 
 def spell_row(numbers: dict[str, Any]) -> str:

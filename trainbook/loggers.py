@@ -5,18 +5,19 @@
 # %% ../nbs/32_loggers.ipynb #d2bab9bb
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import Config
-from .console import Console, History
+from .console import Console, History, spell_row
 from .device import rng_state
 from .events import Listeners, Origin, Record, Session, origin_of, picture, place
 from .foreign import export_checkpoint
 from .layers import nested
 from .ledger import check_changes, tell
-from .load import drift, load_checkpoint
+from .load import drift, load_checkpoint, take_over
 from .lock import LostOwnership, write_whole
 from .metrics import Tally, Waiting, best_of, deciding_metric, direction
 from .run import Run, check_name
@@ -24,6 +25,7 @@ from .schedule import Plateau
 from .source import ConfigError
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
+from .weights import load_weights
 
 # %% auto #0
 __all__ = ['NonFinite', 'Step', 'Numbers', 'history_of', 'Recorded']
@@ -55,10 +57,11 @@ class Numbers:
     def __init__(self, state: Mapping[str, dict] | None = None):
         self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
         self._epoch, self.newest = Tally((state or {}).get("epoch")), {}
+        self.skipped: int = (state or {}).get("skipped", 0)
 
     def state_dict(self) -> dict[str, dict]:
         "The sums, once everything has landed."
-        return {"since": self._since.sums, "epoch": self._epoch.sums}
+        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped}
 
     def add(self, step: Step, values: dict[str, Any]) -> None:
         self._waiting.add(step, values)
@@ -70,14 +73,16 @@ class Numbers:
     def new_epoch(self) -> None:
         self._epoch = Tally()
 
-    def land(self, writes_row: Callable[[int], bool], skip: bool = False, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
-        "(event, step, numbers) of each row that what has landed makes; NonFinite unless such steps are to be skipped."
+    def land(self, writes_row: Callable[[int], bool], allowed: float = 0, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
+        "(event, step, numbers) of each row that what has landed makes; NonFinite unless so many may be left out."
         for step, numbers in self._waiting.land(wait):
             if bad := [name for name, value in numbers.items() if value - value != 0 and name.startswith("grad_norm")]:
                 said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name in bad or "loss" in name)
                 text = f"step {step.number:,}  its gradient is not finite: {said} (epoch {step.epoch + 1}, batch {step.batch})"
                 yield "warning", step, {"text": text}
-                if skip: continue
+                self.skipped += 1
+                if self.skipped <= allowed: continue
+                if allowed: raise NonFinite(f"{text}; it is number {self.skipped}, and nonfinite: {allowed} leaves out no more")
                 raise NonFinite(f"{text}; the weights are those before it. Try a lower lr, clip: 1.0, or precision: fp32; "
                                 "nonfinite: skip leaves such steps out")
             self._epoch.add(step.samples, numbers)
@@ -104,7 +109,7 @@ class Recorded(Session):
     def __init__(self, config: Config, stage: str, callbacks: Iterable, quiet: bool, run: Run | bool | None):
         if stage in _OURS: raise ConfigError(f"stage  {stage} is a name that every run has for itself; choose another")
         self.config, self.stage = config, check_name(stage)
-        self.listeners, self.console = Listeners(callbacks), Console(quiet=quiet)
+        self.listeners, self.console = Listeners(callbacks), Console(quiet=quiet, forms=config.logging.epoch_line)
         self.step = self.epoch = self.batch = self.samples = self.evaluated = 0  # done so far; the batch within its epoch
         self.metrics, self.best, self.history, self.numbers = {}, {}, History(), Numbers()
         self.run: Run | None = None
@@ -122,11 +127,11 @@ class Recorded(Session):
         self.shaken = ""                   # why what is in memory is right, but not bit for bit what it would have been
         self.changed: dict[str, list] = {}  # what was changed while it ran: [before, now]
         self.next_look = 0.0  # the step at which there is something to do but train
-        self.rng, self.save_asked, self.skips = None, False, config.training.nonfinite == "skip"
+        self.rng, self.save_asked = None, False
+        self.skips: float = {"stop": 0, "skip": math.inf}.get(t.nonfinite, t.nonfinite)  # so many steps may be left out
 
     def state_dict(self) -> dict[str, Any]: return {}
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None: ...
-    def adopt(self, found: Checkpoint) -> None: "A checkpoint of another program."
     def facts(self) -> dict[str, Any]: return {}  # of the first row
     def planned(self, config: Config) -> Any: "The plan of a config; ConfigError if training cannot go on with it."
     def follow(self, before: Mapping[str, Any]) -> None: "The config is another now; `before` are the numbers so far."
@@ -319,6 +324,26 @@ class Recorded(Session):
         if other := drift(self.config, found): self.console.line(f"other than in the checkpoint: {other}")
         self.origin = origin_of(found)
         self.history = history_of(self.origin)
+
+    def adopt(self, found: Checkpoint) -> None:
+        "A checkpoint of another program: what it has, and the epoch that it tells."
+        taken = take_over(found, self.model, None if self._manual else self.updates[""])
+        epoch, step = found.facts.get("epoch"), found.facts.get("step")
+        self.epoch, self.batch = int(epoch) if isinstance(epoch, (int, float)) else 0, 0
+        self.step = step if isinstance(step, int) else self.epoch * (self.plan.per_epoch or 0)
+        self.origin, self.rng, self.torn, self.numbers, self.history = None, None, "", Numbers(), History()
+        self.loaded, self.metrics, self.best, self.shaken, self._meant = True, {}, {}, "", None
+        self.console.line(f"{found.path} is another program's: {taken} taken over, to go on at {self.where}; "
+                          "the order of the data and random numbers begin anew")
+
+    def restore_best(self) -> None:
+        "The weights of the best checkpoint, as the end of it all."
+        if not self.record or not self.best: return
+        best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
+        load_weights(self.model, best["model_state_dict"])
+        self.torn = "has ended with its best weights"
+        told = {key: value for key, value in (best.get("metrics") or {}).items() if key == self.best["name"]}
+        self.console.line(f"the weights are those of step {best['step']:,}, the best  {spell_row(told)}")
 
     @property
     def epoch_now(self) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from itertools import islice
 from numbers import Real
@@ -208,7 +208,7 @@ class Task:
                  loss_arguments: dict | None = None):
         self.model, self.precision, self.device, self.seed = model, precision, precision.device, seed
         self.loss, self.measures, self._checked = None, pick_metrics(metrics), False
-        self.loss_arguments = loss_arguments or {}
+        self.loss_arguments, self.average = loss_arguments or {}, None
         if loss is not None: self.settle_loss(loss)
 
     def training_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
@@ -299,14 +299,18 @@ class Task:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        "Evaluation mode, no gradients, random numbers of its own; afterwards all is as before."
+        "Evaluation mode, the average of the weights, no gradients, random numbers of its own; afterwards all is as before."
         computing = [self.model, *([self.loss] if isinstance(self.loss, torch.nn.Module) else [])]
         training = [module for part in computing for module in part.modules() if module.training]
         for part in computing: part.eval()
         try:
-            with aside(mix(self.seed, 2)), torch.no_grad(), self.precision.autocast(): yield
+            with aside(mix(self.seed, 2)), torch.no_grad(), self.precision.autocast(), self.averaged(): yield
         finally:
             for module in training: module.training = True
+
+    def averaged(self) -> AbstractContextManager:
+        "The model has the average of its weights inside, if there is one."
+        return self.average.swapped() if self.average else nullcontext()
 
     def means_over(self, batches: Iterable[tuple[int, Any]]) -> dict[str, float]:
         "What validation_step measures, over all of these (samples, batch)."

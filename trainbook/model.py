@@ -92,14 +92,17 @@ class Average:
     def _swap(self) -> None:
         for number, one in enumerate(self.weights): one.data, self.values[number] = self.values[number], one.data
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        "The average, by the names of the weights."
-        return dict(zip(self.names, self.values))
+    def trained(self) -> dict[str, torch.Tensor]:
+        "The weights that train, by name; in a checkpoint the model itself has the average."
+        return {name: one.detach() for name, one in zip(self.names, self.weights)}
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor], count: int) -> None:
-        "Takes back the average after so many updates."
+    @torch.no_grad()
+    def load(self, trained: Mapping[str, torch.Tensor], count: int) -> None:
+        "The loaded model has the average after `count` updates: it becomes ours, and the weights that train come back."
         self.count = count
-        for name, value in zip(self.names, self.values): value.copy_(state[name])
+        for name, one, value in zip(self.names, self.weights, self.values):
+            value.copy_(one)
+            one.copy_(trained[name])
 
 # %% ../nbs/14_model.ipynb #ec0c876f
 def summary(model: torch.nn.Module, depth: int = 2, moments: int = 2) -> str:

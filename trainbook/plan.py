@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
 
 _UNBUILT = {
-    "training": ("curriculum", "distributed", "restore_best", "ema"),
+    "training": ("curriculum", "distributed"),
     "logging": ("tensorboard", "wandb", "histograms")}
 
 

@@ -217,7 +217,7 @@ class _Update(Section):
     accumulate: Count = _key(1, "batches in one update", ge=1)
     clip: Positive | None = _key(None, "largest norm of the gradient")
     clip_value: Positive | None = _key(None, "largest absolute value in the gradient")
-    nonfinite: _one_of("stop", "skip") = _key("stop", "at a NaN or infinite gradient")
+    nonfinite: _one_of("stop", "skip") | AtLeastOne = _key("stop", "at a NaN or infinite gradient; a number skips so many")
 
 
 class _Schedule(Section):
@@ -320,6 +320,7 @@ class Inference(OpenSection):
 class Logging(Section):
     "What is written down while training."
     every: PositiveSpan = _key("10 steps", "how often losses are fetched and written")
+    epoch_line: Texts = _key([], "what is told after an epoch: 'Epoch {epoch}/{epochs} - Loss: {train_loss:.2f}'")
     tensorboard: Flag = _key(False, "event files in the run folder")
     wandb: Flag | Mapping = _key(False, "Weights & Biases: true, or {project: …}")
     histograms: PositiveSpan | None = _key(None, "how often to record weight histograms")

@@ -21,11 +21,10 @@ from .dist import check_alone
 from .events import GivenUp
 from .groups import Freezing, table_of_groups
 from .console import History, spell_row
-from .load import take_over
 from .loggers import Numbers, Recorded, Step
 from .losses import loss_arguments
 from .metrics import Task, direction
-from .model import prepare, summary
+from .model import Average, prepare, summary
 from .optim import Update, check_fits, following, make_updates, train_step, untrained
 from .plan import Plan, make_plan
 from .registry import build
@@ -33,7 +32,6 @@ from .run import Run
 from .schedule import Schedule, ends_after, make_schedule, plot, tell_end
 from .source import ConfigError, near
 from .spelling import find_key
-from .stepfolder import Checkpoint
 from .tensorfile import CheckpointError
 from .weights import load_weights
 
@@ -77,6 +75,7 @@ class Trainer(Recorded, Task):
                       loss_arguments(t, getattr(self.train_loader.source, "dataset", None)))
         own = [*self.loss.parameters()] if isinstance(self.loss, torch.nn.Module) else []
         self.freezing = Freezing(self.model, t.freeze, own)
+        self.average = Average(self.model, t.ema) if t.ema else None
         if isinstance(optimizer, torch.optim.Optimizer): self.config = following(self.config, optimizer)
         self.updates, self._manual = make_updates(optimizer, model, t, self.precision.scaled, own), isinstance(optimizer, Mapping)
         self._chosen = optimizer is not None and not isinstance(optimizer, str)  # by a person, who may leave parameters out
@@ -85,11 +84,12 @@ class Trainer(Recorded, Task):
                               "self.backward(loss, name) and self.update(name)")
         if self._manual and self.val_loader and type(self).validation_step is Task.validation_step:
             raise ConfigError("val_loader  with several optimizers write validation_step(batch), which returns what is measured")
+        if t.restore_best and not self.writes: raise ConfigError("restore_best  needs a run to keep them in, and run is False")
         if t.early_stopping and self.val_loader is None and not (t.monitor or "").startswith("train_"):
             raise ConfigError("early_stopping  needs a val_loader, or monitor: train_loss")
         if t.monitor_mode and not t.monitor:
             raise ConfigError(f"monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
-        self.skips |= self.precision.scaled
+        if self.precision.scaled: self.skips = float("inf")  # an overflow is the scale's business
         self._gives_up, self._norms = False, {}
         self._scheduler, self.schedule = None if isinstance(scheduler, str) else scheduler, None
         self._make_plan()
@@ -138,6 +138,7 @@ class Trainer(Recorded, Task):
                 lr, values = self._take_step(window)
                 samples = window[0][0] if len(window) == 1 else sum(count for count, _ in window)
                 self.step, self.batch, self.samples = self.step + 1, self.batch + len(window), self.samples + samples
+                if self.average: self.average.update()
                 self.numbers.add(Step(self.step, self.epoch, self.batch, samples, lr), values)
                 for update in self.updates.values(): update.busy = False
                 if self.schedule.per == "update": self.schedule.moved()
@@ -278,14 +279,17 @@ class Trainer(Recorded, Task):
         "Everything that the next step depends on. Saved whole, loaded whole."
         self.land()
         t, optimizers = self.config.training, {name: update.optimizer.state_dict() for name, update in self.updates.items()}
-        state = {"model": self.model.state_dict(), "scaler": {name: update.state_dict() for name, update in self.updates.items()},
+        with self.averaged(): model = self.model.state_dict()
+        state = {"model": model, "scaler": {name: update.state_dict() for name, update in self.updates.items()},
                  "rng": self.rng if self.wishes is None or self._opening else rng_state(),
                  **({"optimizers": optimizers} if self._manual else {"optimizer": optimizers[""]})}
         if isinstance(self.loss, torch.nn.Module) and (inner := self.loss.state_dict()): state["loss"] = inner
+        if self.average: state["trained"] = self.average.trained()
         state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
             "numbers": self.numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
             "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.plan.total,
             "schedule": self.schedule.state_dict(), "patience": self.patience.state_dict(),
+            "averaged": self.average.count if self.average else 0,
             "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()},
             "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups")}}
         return state
@@ -300,6 +304,8 @@ class Trainer(Recorded, Task):
         if differences and not allow_drift:
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
         load_weights(self.model, state["model"])
+        if self.average: self.average.load(state.get("trained", self.model.state_dict()), told["averaged"])
+        elif "trained" in state: load_weights(self.model, state["model"] | state["trained"])
         for name, update in self.updates.items():
             update.take(kept[name])
             update.load_state_dict(state["scaler"].get(name, {}))
@@ -321,17 +327,6 @@ class Trainer(Recorded, Task):
         "What the first row of a life tells."
         return {"device": str(self.device), "precision": self.precision.name, "seed": self.seed,
                 "batches": self.plan.batches, "total": self.plan.total}
-
-    def adopt(self, found: Checkpoint) -> None:
-        "A checkpoint of another program: what it has, and the epoch that it tells."
-        taken = take_over(found, self.model, None if self._manual else self.updates[""])
-        epoch, step = found.facts.get("epoch"), found.facts.get("step")
-        self.epoch, self.batch = int(epoch) if isinstance(epoch, (int, float)) else 0, 0
-        self.step = step if isinstance(step, int) else self.epoch * (self.plan.per_epoch or 0)
-        self.origin, self.rng, self.torn, self.numbers, self.history = None, None, "", Numbers(), History()
-        self.loaded, self.metrics, self.best, self.shaken, self._meant = True, {}, {}, "", None
-        self.console.line(f"{found.path} is another program's: {taken} taken over, to go on at {self.where}; "
-                          "the order of the data and random numbers begin anew")
 
     # --- changes while it runs --------------------------------------------------------------------
 
@@ -399,6 +394,7 @@ class Trainer(Recorded, Task):
         status = self.halt or ("finished" if over else "paused")
         if self.step: self.save(final=status == "finished")
         if self.step and self.record: self.record.settled(self.step)
+        if status == "finished" and self.config.training.restore_best: self.restore_best()
         return status
 
     @property
