@@ -28,6 +28,32 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def server():
+    "Forks cheap lives of a training (exact.py)."
+    import exact
+    server = exact.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def unhurt(server, tmp_path_factory):
+    "recipe → (the outcome of a life that nobody touched, its pulses, the first step that it saved); each is made once."
+    import exact
+
+    from trainbook.run import Run
+    made = {}
+    def get(recipe: str, **words):
+        key = (recipe, str(words))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("unhurt")
+            assert server.live(folder, recipe, **words) == 0, (folder/"out-0").read_text()
+            made[key] = exact.outcome(folder), exact.pulses(folder), min(row["step"] for row in Run(folder/"run").story().of("checkpoint"))
+        return made[key]
+    return get
+
+
 def pytest_terminal_summary(terminalreporter):
     failed = [report.nodeid for report in terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", [])]
     if failed:

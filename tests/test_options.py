@@ -130,6 +130,22 @@ def test_gradient_checkpointing_changes_no_bit():
     assert all(map(torch.equal, *[model.state_dict().values() for model in models])) and list(models[0].state_dict()) == list(models[1].state_dict())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own compiler
+def test_a_compiled_model_keeps_its_names(tmp_path):
+    """It is really compiled, trains to the same weights up to rounding, and its checkpoint is one of a model like any other."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    models, words = [net() for _ in range(3)], {"loss": "cross_entropy", "lr": 1e-2, "quiet": True, "scheduler": "constant"}
+    made = lambda model, **more: Trainer(model, DataLoader(DATA, 10), **(words | more))
+    made(models[0], run=False, epochs=2).train()
+    made(models[1], compile=True, epochs=1, save_dir=str(tmp_path/"r")).train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    again = made(models[2], compile=True, epochs=2, save_dir=str(tmp_path/"r"), config={"run": {"on_existing": "resume"}})
+    again.train()
+    assert again.step == 20 and list(load_checkpoint(tmp_path/"r", quiet=True)["model_state_dict"]) == list(models[0].state_dict())
+    for one, other in zip(models[0].parameters(), models[2].parameters()): assert torch.allclose(one, other, atol=1e-4)
+
+
 def test_channels_last_is_the_models_layout():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
     data = TensorDataset(torch.randn(16, 1, 4, 4), torch.randint(0, 3, (16,)))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import exact
-from exact import RECIPES, X, Y, Augmented, Noisy, at_event, at_step, last_step, loader, make, net, outcome, pulses
+from exact import RECIPES, X, Y, Augmented, Noisy, at_event, at_step, last_step, loader, make, net, outcome
 from trainbook.data import KeyedLoader
 from trainbook.device import seed_everything
 from trainbook.ledger import read_rows
@@ -24,27 +24,6 @@ from trainbook.state import split
 from trainbook.stepfolder import steps
 from trainbook.tensorfile import CheckpointError
 from trainbook.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = exact.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def unhurt(server, tmp_path_factory):
-    "recipe → (the outcome of one that was never killed, its pulses, the first step that it saved); each is made once."
-    made = {}
-    def get(recipe: str, **words):
-        key = (recipe, str(words))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("unhurt")
-            assert server.live(folder, recipe, **words) == 0, said(folder, 0)
-            made[key] = outcome(folder), pulses(folder), min(row["step"] for row in Run(folder/"run").story().of("checkpoint"))
-        return made[key]
-    return get
 
 
 def said(folder: Path, life: int) -> str: return (folder/f"out-{life}").read_text()

@@ -5,11 +5,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from exact import X, Y, net
+from trainbook.model import Average
 from trainbook.optim import Update, make_optimizer
 from trainbook.trainer import Trainer
 
 OPTIONS = [{}, {"clip": 0.3}, {"accumulate": 3}, {"precision": "bf16"}, {"optimizer": "sgd"}, {"nonfinite": "skip"},
-           {"scheduler": "cosine", "warmup": "5 steps"}]
+           {"scheduler": "cosine", "warmup": "5 steps"}, {"scheduler": "onecycle"}, {"ema": 0.9}, {"clip_value": 0.1}, {"no_decay": True},
+           {"groups": [{"match": "0.*", "lr": 1e-3}]}, {"freeze": {"0.*": 1}}, {"label_smoothing": 0.1}, {"nonfinite": 3}]
 
 
 class NoWaiting(TorchDispatchMode):
@@ -19,7 +21,7 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def trained_under(refusal, **words) -> tuple[Trainer, int]:
+def trained_under(refusal, monkeypatch, **words) -> tuple[Trainer, int]:
     "A training each step of which is taken under a refusal; and how many were."
     steps = []
     class Watched(Trainer):
@@ -27,6 +29,10 @@ def trained_under(refusal, **words) -> tuple[Trainer, int]:
             with refusal():
                 steps.append(1)
                 return super()._take_step(window)
+    class Averaged(Average):
+        def update(self):
+            with refusal(): super().update()
+    monkeypatch.setattr("trainbook.trainer.Average", Averaged)
     trainer = Watched(net(0.2, True), DataLoader(TensorDataset(X, Y), 8, shuffle=True), run=False, quiet=True, epochs=2,
                       config={"logging": {"every": "1000 steps"}}, **words)
     trainer.train()
@@ -34,8 +40,8 @@ def trained_under(refusal, **words) -> tuple[Trainer, int]:
 
 
 @pytest.mark.parametrize("words", OPTIONS, ids=str)
-def test_no_step_waits_for_the_device(words):
-    trainer, steps = trained_under(NoWaiting, device="cpu", **words)
+def test_no_step_waits_for_the_device(words, monkeypatch):
+    trainer, steps = trained_under(NoWaiting, monkeypatch, device="cpu", **words)
     assert steps == trainer.step > 8
 
 
@@ -51,8 +57,8 @@ class SyncIsAnError:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("words", OPTIONS, ids=str)
-def test_no_step_waits_for_cuda(words):
-    trainer, steps = trained_under(SyncIsAnError, device="cuda", **words)
+def test_no_step_waits_for_cuda(words, monkeypatch):
+    trainer, steps = trained_under(SyncIsAnError, monkeypatch, device="cuda", **words)
     assert steps == trainer.step > 8
 
 

@@ -332,12 +332,28 @@ def test_set_in_a_callback_takes_effect_at_the_next_step():
     assert [(row["step"], row["values"]) for row in trainer.run.story().of("control")] == [(2, {"training.lr": 1e-3}), (8, {"training.lr": 1e-4})]
 
 
-def test_set_in_an_evaluation_that_was_asked_for_takes_effect_at_the_next_step():
-    def ask(trainer): trainer.run.tell("evaluate"); trainer.next_look = 0
-    trainer = make(val=PARTS, run=None, scheduler="constant", eval_every=None, config={"logging": {"every": "100 steps"}}, callbacks=[
-        at_step(1, ask), hears(eval_end=lambda trainer: trainer.step < 3 and trainer.set(lr=1e-3))])
+def test_set_after_a_save_that_was_asked_for_takes_effect_at_the_next_step():
+    def ask(trainer): trainer.run.tell("save"); trainer.next_look = 0
+    trainer = make(run=None, scheduler="constant", save_interval=None, config={"logging": {"every": "100 steps"}}, callbacks=[
+        at_step(1, ask), hears(saved=lambda trainer: trainer.step < 3 and trainer.set(lr=1e-3))])
     trainer.train()
-    assert [row["step"] for row in trainer.run.story().of("eval", "control")][:3] == [1, 1, 2]
+    assert [row["step"] for row in trainer.run.story().of("control")][:2] == [1, 2] and next(iter(trainer.run.story().of("checkpoint")))["step"] == 1
+
+
+def test_an_evaluation_that_was_asked_for_decides_nothing():
+    """It would not be asked for again after a resume: the same weights, rows and best as without it; people are told."""
+    def run(asked: bool) -> tuple:
+        heard = []
+        def ask(trainer): trainer.run.tell("evaluate"); trainer.next_look = 0
+        trainer = make(val=PARTS, run=None, scheduler="plateau", plateau_patience=0, early_stopping=True, patience=2, config={"logging": {"every": "3 steps"}},
+                       callbacks=[*[at_step(step, ask) for step in (2, 4, 5, 7) if asked], hears(eval_end=lambda trainer: heard.append(trainer.step))])
+        trainer.train()
+        told = [row for row in trainer.run.story().of("message") if "asked for: val_loss" in row["text"]]
+        state = trainer.state_dict()
+        rows = [{key: value for key, value in row.items() if key not in ("time", "seconds")} for row in trainer.run.story().of("step", "eval", "epoch")]
+        return len(told), (heard, rows, state["trainer"]["best"], state["trainer"]["schedule"], state["trainer"]["patience"], weights(trainer))
+    (none, plain), (four, steered) = run(False), run(True)
+    assert (none, four) == (0, 4) and plain[:5] == steered[:5] and all(map(torch.equal, plain[5], steered[5]))
 
 
 def timed(monkeypatch, *work, **words) -> tuple[list[float], Trainer]:

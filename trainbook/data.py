@@ -156,8 +156,7 @@ class _Indexed:
     def __init__(self, loader: DataLoader, seed: int, per: str):
         self.loader, self.seed, self.per = loader, seed, per
         self.sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-        try: len(self.sampler)
-        except (TypeError, NotImplementedError):
+        if _length(self.sampler) is None:
             inner = getattr(self.sampler, "sampler", self.sampler)
             raise ConfigError(f"sampler  {type(inner).__name__} has no length, may never end; give it a __len__") from None
         self.pure = (loader.batch_sampler is not None and loader.collate_fn is default_collate and not loader.worker_init_fn
@@ -209,9 +208,9 @@ class _Indexed:
 
 
 def _length(thing: Any) -> int | None:
-    "Its length, if it has one."
+    "Its length; None if it has none, or says so by an error, as some samplers do."
     try: return len(thing)
-    except (TypeError, NotImplementedError): return None
+    except (TypeError, RuntimeError): return None
 
 # %% ../nbs/20_data.ipynb #8c144c89
 class _Ready:

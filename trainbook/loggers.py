@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .config import Config
 from .console import Console, History, spell_row
 from .device import rng_state
-from .events import Listeners, Origin, Record, Session, origin_of, picture, place
+from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
 from .foreign import export_checkpoint
 from .layers import nested
 from .ledger import check_changes, tell
@@ -127,7 +127,7 @@ class Recorded(Session):
         self.shaken = ""                   # why what is in memory is right, but not bit for bit what it would have been
         self.changed: dict[str, list] = {}  # what was changed while it ran: [before, now]
         self.next_look = 0.0  # the step at which there is something to do but train
-        self.rng, self.save_asked = None, False
+        self.rng, self.save_asked, self.gives_up = None, False, False
         self.skips: float = {"stop": 0, "skip": math.inf}.get(t.nonfinite, t.nonfinite)  # so many steps may be left out
 
     def state_dict(self) -> dict[str, Any]: return {}
@@ -135,7 +135,7 @@ class Recorded(Session):
     def facts(self) -> dict[str, Any]: return {}  # of the first row
     def planned(self, config: Config) -> Any: "The plan of a config; ConfigError if training cannot go on with it."
     def follow(self, before: Mapping[str, Any]) -> None: "The config is another now; `before` are the numbers so far."
-    def evaluate_now(self) -> None: ...
+    def evaluate(self) -> dict[str, float]: return {}
 
     def open_run(self) -> None:
         "The run is ours to write: a new one, or the one to go on with."
@@ -146,12 +146,12 @@ class Recorded(Session):
         self.record = Record(run, self.stage, self.config)  # nothing is read before it is ours
         if goes_on and self.origin is None and steps(run.folder/self.stage):
             self._go_on_from(load_checkpoint(run.folder/self.stage, quiet=True))
-        self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **self.facts())
-        self.run, self.console.file, self.loaded = run, run.folder/"train.log", False
         facts = self.facts()
+        self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **facts)
+        self.run, self.console.file, self.loaded = run, run.folder/"train.log", False
         how = "" if facts.get("device", "cpu") == "cpu" and facts.get("precision", "fp32") == "fp32" else \
             f" on {facts['device']} in {facts['precision']}"
-        self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {_shown(run.folder)}{how}")
+        self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {_from_here(run.folder)}{how}")
         if not self.shaken: return
         self.console.line(f"note: after {self.shaken} it goes on from whole weights, but not bit for bit as if nothing had been")
 
@@ -161,19 +161,37 @@ class Recorded(Session):
             command = control["command"]
             if command == "set": self.change(control["values"])
             elif command == "stop": self.stop()
-            elif command == "evaluate": self.evaluate_now()
+            elif command == "evaluate": self.look()
             elif command == "save": self.save_asked = True
             elif command == "pause":
                 self.console.line(f"paused at {self.where}")
                 if self.batch != self.plan.batches: self.save()
         if self.wishes and self.wishes.asked: self.halt = "paused"
 
+    def measured(self) -> dict[str, float] | None:
+        "What an evaluation gives; nothing if a wish to stop gave it up. One that a callback makes by itself is not given up."
+        self.gives_up = True
+        try: return self.evaluate()
+        except GivenUp: return None
+        finally: self.gives_up = False
+
+    def look(self) -> None:
+        """An evaluation that was asked for from outside. It would not be asked for again after a resume, so people are told, and
+        nothing that decides: no best, no schedule, no end."""
+        try: measured = self.measured()
+        except ConfigError as error: return self.console.line(f"not evaluated: {error}")
+        if measured is None: return
+        text = f"{self.where}  asked for: {spell_row(measured)}"
+        self.console.line(text)
+        self.row("message", text=text)
+
     def rescue(self) -> None:
         "After an error between two steps, what was reached is kept."
         if isinstance(self.error, NonFinite): self.torn = "met a gradient that was not finite"
         if self.in_step == "step" or self.in_step == "telling" and self.listeners.state_dict():
             self.shaken = f"{type(self.error).__name__} in step {self.step + (self.in_step == 'step'):,}"
-        if self.shaken or not self.step or isinstance(self.error, (NonFinite, CheckpointError, LostOwnership)): return
+            return
+        if not self.step or isinstance(self.error, (NonFinite, CheckpointError, LostOwnership)): return
         try: self.save()
         except Exception as late: self.console.line(f"and it could not be saved: {late}")
 
@@ -194,28 +212,23 @@ class Recorded(Session):
         for event, step, values in self.numbers.land(self.plan.writes_row, self.skips, wait):
             self.row(event, step.number, epoch=self.plan.epoch_at(step.epoch, step.batch), lr=step.lr, **values)
 
-    def best_after(self, measured: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-        "The best so far, after what begins with `measured` was measured."
+    def judge(self, measured: str, metrics: Mapping[str, float]) -> None:
+        "After what begins with `measured` was measured: is it the best, does the rate fall, is it the end?"
         t = self.config.training
-        best = best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
+        self.best = best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
         name = t.monitor or deciding_metric(metrics)
-        if name in metrics and name.startswith(measured): self._judge(name, metrics[name])
-        return best
-
-    def _judge(self, name: str, value: float) -> None:
-        "Whoever waits for improvement hears of the metric that decides."
-        if self.schedule.hears and self.schedule.heard(value, self.step):
+        if name not in metrics or not name.startswith(measured): return
+        if self.schedule.hears and self.schedule.heard(metrics[name], self.step):
             self.console.line(f"{self.where}  {name} no longer improves; the learning rate is lowered")
-        t = self.config.training
-        if t.early_stopping and self.patience.heard(value):
+        if t.early_stopping and self.patience.heard(metrics[name]):
             self.console.line(f"{self.where}  {name} has not improved for {t.patience} evaluations; this is the end")
             self.stopped_early = True
 
     def settle_loss(self, wanted: Any) -> None:
         "The loss from now on; one that was told from the first batch is said, and becomes part of the config."
-        told = not isinstance(wanted, str) or self.config.training.loss is not None
+        inferred = isinstance(wanted, str) and self.config.training.loss is None
         self._settle(wanted, "first batch")
-        if told: return
+        if not inferred: return
         self.console.line(f"loss: {wanted}, told from the first batch")
         if self.record: write_whole(self.record.run.folder/"config.yaml", self.config.to_yaml())
 
@@ -264,12 +277,11 @@ class Recorded(Session):
     def end_at(self, num_epochs: float | str | None) -> None:
         "Where this call of train() ends; without a word, where the config says, or an interrupted call meant to end."
         wanted = num_epochs
-        if num_epochs is not None: self.stopped_early = False
         if num_epochs is None:
             if self._meant is None or self.halt or self.error: return
             (wanted, given), self._meant = self._meant, None
             if given != self.config.training.epochs: return
-        else: self._meant = (self._meant or (self.config.training.epochs,))[0], num_epochs
+        else: self._meant, self.stopped_early = ((self._meant or (self.config.training.epochs,))[0], num_epochs), False
         self.change(check_changes({"epochs": wanted}), remember=False)
 
     def _with(self, values: Mapping[str, Any]) -> Config:
@@ -341,6 +353,7 @@ class Recorded(Session):
         if not self.record or not self.best: return
         best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
         load_weights(self.model, best["model_state_dict"])
+        if self.average: self.average.load(self.average.trained(), self.average.count)
         self.torn = "has ended with its best weights"
         told = {key: value for key, value in (best.get("metrics") or {}).items() if key == self.best["name"]}
         self.console.line(f"the weights are those of step {best['step']:,}, the best  {spell_row(told)}")
@@ -354,6 +367,6 @@ class Recorded(Session):
     def where(self) -> str: return f"step {self.step:,} (epoch {self.epoch_now:g})"
 
 
-def _shown(folder: Path) -> Path:
+def _from_here(folder: Path) -> Path:
     "As a person would write it from here."
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

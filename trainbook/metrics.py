@@ -262,7 +262,7 @@ class Task:
             if self.precision.dtype is None: found = self.training_step(batch)
             else:
                 with self.precision.autocast(): found = self.training_step(batch)
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             self.check_batch(batch, error)
             raise
         return found if isinstance(found, dict) else {"loss": found}
@@ -322,7 +322,7 @@ class Task:
         with self.beside():
             for samples, batch in batches:
                 try: found = self.validation_step(batch)
-                except (RuntimeError, NotImplementedError) as error:
+                except RuntimeError as error:
                     self.check_batch(batch, error)
                     raise
                 waiting.add(samples, found if isinstance(found, dict) else {"loss": found})

@@ -32,8 +32,14 @@ def prepare(model: torch.nn.Module, training: Any) -> torch.nn.Module:
             raise ConfigError("channels_last  is a layout of pictures, and this model has no two-dimensional convolution")
         model.to(memory_format=torch.channels_last)
     if training.gradient_checkpointing: _recompute_blocks(model)
-    if training.compile: model.compile()
+    if training.compile: _compile(model)
     return model
+
+
+def _compile(model: torch.nn.Module) -> None:
+    "As model.compile(), for models of torch's own classes too: those frames it does not look into, so the call begins in ours."
+    def called(*inputs: Any, **named: Any) -> Any: return model._call_impl(*inputs, **named)
+    model._compiled_call_impl = torch.compile(called)
 
 
 def _recompute_blocks(model: torch.nn.Module) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from .config import Config
+from .console import History, spell_row
 from .data import KeyedLoader, keyed
 from .device import ahead, make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
 from .dist import check_alone
 from .events import GivenUp
 from .groups import Freezing, table_of_groups
-from .console import History, spell_row
 from .loggers import Numbers, Recorded, Step
 from .losses import loss_arguments
 from .metrics import Task, direction
@@ -90,7 +90,7 @@ class Trainer(Recorded, Task):
         if t.monitor_mode and not t.monitor:
             raise ConfigError(f"monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
         if self.precision.scaled: self.skips = float("inf")  # an overflow is the scale's business
-        self._gives_up, self._norms = False, {}
+        self._norms = {}
         self._scheduler, self.schedule = None if isinstance(scheduler, str) else scheduler, None
         self._make_plan()
 
@@ -195,7 +195,7 @@ class Trainer(Recorded, Task):
         if self.halt: return
         measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self.evaluated == self.step}
         means = self.numbers.of_epoch()
-        self.best = self.best_after("train_", self.metrics | means)  # it may find fault; until here nothing has moved
+        self.judge("train_", self.metrics | means)  # it may find fault; until here nothing has moved
         self.metrics, self.epoch, self.batch = self.metrics | means, self.epoch + 1, 0
         self.numbers.new_epoch()
         if self.schedule.per == "epoch": self.schedule.moved()
@@ -243,21 +243,18 @@ class Trainer(Recorded, Task):
         try: total = len(loader)
         except TypeError: total = None
         for pair in self.console.over(self._batches(loader, all_of=all_of), what, total, self.step):
-            if self._gives_up and self.wishes.asked: raise GivenUp
+            if self.gives_up and self.wishes.asked: raise GivenUp
             yield pair
 
     def evaluate_now(self) -> None:
         "The evaluation that is due, unless it was made at this step. Given up, it is as if it had not begun."
         if self.val_loader is None or self.evaluated == self.step: return
         self.land()  # rows in the order of their steps; and after a gradient that was not finite nothing is evaluated
-        self._gives_up = True  # one that a callback asks for is not given up
-        try: measured = self.evaluate()
-        except GivenUp: return self.obey()
-        finally: self._gives_up = False
+        if (measured := self.measured()) is None: return self.obey()
         self.evaluated = self.step
         self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
         self.row("eval", epoch=self.epoch_now, **measured)
-        self.best = self.best_after("val_", self.metrics)
+        self.judge("val_", self.metrics)
         if self.batch != self.plan.batches:  # else the line of the epoch says it
             self.console.line(f"{self.where}  {spell_row(measured)}{'  best' * (self.best.get('step') == self.step)}")
         self.tell("eval_end")
@@ -303,9 +300,9 @@ class Trainer(Recorded, Task):
         check_fits(self.updates, kept, told["kinds"])
         if differences and not allow_drift:
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
-        load_weights(self.model, state["model"])
-        if self.average: self.average.load(state.get("trained", self.model.state_dict()), told["averaged"])
-        elif "trained" in state: load_weights(self.model, state["model"] | state["trained"])
+        trained = state.get("trained", {})  # beside an average, which is the checkpoint's model
+        load_weights(self.model, state["model"] if self.average else state["model"] | trained)
+        if self.average: self.average.load(trained or self.model.state_dict(), told["averaged"])
         for name, update in self.updates.items():
             update.take(kept[name])
             update.load_state_dict(state["scaler"].get(name, {}))
@@ -335,8 +332,10 @@ class Trainer(Recorded, Task):
         was = self.schedule
         if "total" in before and isinstance(was, Schedule): was = was._replace(total=before["total"])
         for update in self.updates.values(): update.follow(self.config.training, before)
-        self.ends = ends_after(self.ends, was.total, self.planned(self.config)[0].total, self.step)
         self._make_plan()
+        if (ends := ends_after(self.ends, was.total, self.plan.total, self.step)) != self.ends:
+            self.ends = ends
+            self._make_plan()  # a shape that begins or stays at an end of before
         if self.step and not self.plan.is_over(self.step, self.epoch, self._seconds):
             if said := tell_end(was, self.schedule, self.step, self.config.training.lr): self.console.line(said)
 
