@@ -1188,7 +1188,7 @@ BAD = {  # what is wrong → (how it is made, the type of the error, what it nam
     "two rates": (lambda: make((model := net()), optimizer=torch.optim.SGD(model.parameters(), lr=0.5)), ConfigError, "is 0.01, and the optimizer that was given has 0.5"),
     "evaluate what": (lambda: make().evaluate(), ConfigError, "needs a loader"),
     **{f"{key} is not built": (lambda key=key, value=value: make(**{key: value}), ConfigError, f"{key}  is not built yet") for key, value in
-       {"curriculum": {"10": 1}, "distributed": True, "tensorboard": True}.items()},
+       {"distributed": True, "tensorboard": True}.items()},
     "an empty dataset": (lambda: make(data=TensorDataset(X[:0], Y[:0])), _ANY, "empty"),
     "no loader at all": (lambda: Trainer(net(), None, run=False, quiet=True), _ANY, "found None"),
     "a model for a loader": (lambda: make(data=net()), _ANY, "found Sequential"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,12 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from .config import Config
 from .device import mix, reseed, reseed_python_numpy, samples_in
-from .order import Cut, batches_in, keyed_like, order_of
+from .order import Cut, batches_in, keyed_like, length_of, order_of
 from .source import ConfigError
 from .workers import Workers, can_pin, check_sendable, rebuilt
 
 # %% auto #0
-__all__ = ['KeyedLoader', 'keyed']
+__all__ = ['KeyedLoader', 'keyed', 'keyed_by_name']
 
 # %% ../nbs/20_data.ipynb #e397a20d
 # Map of this module, top to bottom:
@@ -31,7 +32,7 @@ __all__ = ['KeyedLoader', 'keyed']
 #   _Batches, _Items            a dataset whose samples are batches; its sampler
 #   _Indexed, _Ready, _Flow     three kinds of source: by index, ready batches, one after the other
 #   KeyedLoader                 the one that the trainer talks to
-#   keyed                       of anything that a person calls a loader
+#   keyed, keyed_by_name        of anything that a person calls a loader; of several
 
 # %% ../nbs/20_data.ipynb #a2900698
 _BATCH, _SAMPLE, _AFTER = 2, 3, 4  # what a key is for, so that no two purposes share one; 1 is the order
@@ -156,7 +157,7 @@ class _Indexed:
     def __init__(self, loader: DataLoader, seed: int, per: str):
         self.loader, self.seed, self.per = loader, seed, per
         self.sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-        if _length(self.sampler) is None:
+        if length_of(self.sampler) is None:
             inner = getattr(self.sampler, "sampler", self.sampler)
             raise ConfigError(f"sampler  {type(inner).__name__} has no length, may never end; give it a __len__") from None
         self.pure = (loader.batch_sampler is not None and loader.collate_fn is default_collate and not loader.worker_init_fn
@@ -197,20 +198,14 @@ class _Indexed:
     def about(self) -> dict[str, Any]:
         inner = getattr(self.sampler, "sampler", self.sampler)
         order = {RandomSampler: "shuffled", SequentialSampler: "in sequence"}.get(type(inner), type(inner).__name__)
-        return {"samples": _length(self.loader.dataset), "batch_size": getattr(self.sampler, "batch_size", None),
+        return {"samples": length_of(self.loader.dataset), "batch_size": getattr(self.sampler, "batch_size", None),
                 "batches": len(self), "order": order, "per": self.per}
 
     def none(self) -> str:
-        n, size = _length(self.loader.dataset), getattr(self.sampler, "batch_size", None)
+        n, size = length_of(self.loader.dataset), getattr(self.sampler, "batch_size", None)
         if n == 0: return "the dataset is empty"
         if not getattr(self.sampler, "drop_last", False): return f"{type(self.sampler).__name__} lists none"
         return f"{n:,} samples make no batch of {size:,}; use a smaller batch_size or drop_last=False"
-
-
-def _length(thing: Any) -> int | None:
-    "Its length; None if it has none, or says so by an error, as some samplers do."
-    try: return len(thing)
-    except (TypeError, RuntimeError): return None
 
 # %% ../nbs/20_data.ipynb #8c144c89
 class _Ready:
@@ -284,7 +279,7 @@ class _Flow:
 
     def about(self) -> dict[str, Any]:
         size = self.source.batch_size if _is_plain(self.source) else None
-        return {"samples": _length(self.holder) if size else None, "batch_size": size, "batches": _length(self)}
+        return {"samples": length_of(self.holder) if size else None, "batch_size": size, "batches": length_of(self)}
 
     def none(self) -> str:
         used_up = " can be read once and is used up; wrap it in a list or in a DataLoader"
@@ -302,13 +297,13 @@ class KeyedLoader:
 
     def __init__(self, source: Any, seed: int = 42, per: str = "batch"):
         if per not in ("batch", "sample"): raise ConfigError(f"per  expected batch or sample, found {per}")
-        self.source, self.seed, self._turn = source, int(seed), 0
+        self.source, self.seed, self.per, self._turn = source, int(seed), per, 0
         self._kind = _kind_of(source, self.seed, per)
         self.exact: str = self._kind.exact  # why a resume inside an epoch cannot be exact, in a sentence; "" if it is
-        if _length(self) == 0: raise ConfigError(f"batches  found none: {self._kind.none()}")
+        if length_of(self) == 0: raise ConfigError(f"batches  found none: {self._kind.none()}")
 
     def __len__(self) -> int:
-        if (n := _length(self._kind)) is None:
+        if (n := length_of(self._kind)) is None:
             raise TypeError(f"how many batches an epoch has is unknown: {type(self.source).__name__} has no length")
         return n
 
@@ -374,7 +369,7 @@ class KeyedLoader:
     def batch_like(self, batch: int, identity: Mapping[str, Any]) -> int:
         "The batch to go on from with other data than before: after as many samples of the epoch, or at its beginning."
         was, now = identity.get("batch_size"), self.identity()["batch_size"]
-        return min(batch * was // now, _length(self) or 0) if was and now else 0
+        return min(batch * was // now, length_of(self) or 0) if was and now else 0
 
     def close(self) -> None:
         "Ends the workers, the persistent ones too."
@@ -394,14 +389,14 @@ def _kind_of(source: Any, seed: int, per: str) -> _Indexed | _Ready | _Flow:
     raise ConfigError(f"loader  found {name}; accepted are a DataLoader, a list of batches, or an iterable of batches")
 
 # %% ../nbs/20_data.ipynb #399caae9
-def keyed(source: Any, config: Config, use: str = "train") -> KeyedLoader | None:
+def keyed(source: Any, config: Config, use: str = "train", per: str = "batch") -> KeyedLoader | None:
     """A loader whose batches are functions of seed and position, of a DataLoader, a dataset, or a list of batches; to train,
     for "val", or for "test": then in the order of the dataset."""
     if isinstance(source, KeyedLoader) and use == "test": source = source.source  # that one may be in use
     if isinstance(source, KeyedLoader) or source is None and use == "val": return source
     t, d, training = config.training, config.data, use == "train"
     if isinstance(source, Dataset):
-        if _length(source) == 0: raise ConfigError(f"{use} data  {type(source).__name__} is empty")
+        if length_of(source) == 0: raise ConfigError(f"{use} data  {type(source).__name__} is empty")
         order = {} if isinstance(source, IterableDataset) else {"shuffle": d.shuffle and training}
         source = DataLoader(source, t.batch_size if training else t.val_batch_size or t.batch_size, num_workers=d.num_workers,
                             prefetch_factor=d.prefetch, pin_memory=bool(d.pin_memory), **order,
@@ -410,4 +405,12 @@ def keyed(source: Any, config: Config, use: str = "train") -> KeyedLoader | None
         if source.sampler.num_samples == len(source.dataset):
             kept = ("dataset", "batch_size", "drop_last", "collate_fn")
             source = rebuilt(source, **{name: getattr(source, name) for name in kept})
-    return KeyedLoader(source, seed=t.seed if training else mix(t.seed, 1 + (use == "test")))
+    return KeyedLoader(source, t.seed if training else mix(t.seed, 1 + (use == "test")), per)
+
+
+def keyed_by_name(source: Any, config: Config, use: str) -> dict[str, KeyedLoader]:
+    "Several loaders by name; one alone has the name \"\"."
+    many = source if isinstance(source, Mapping) else {} if source is None else {"": source}
+    if odd := [name for name in many if not re.fullmatch(r"\w*", str(name))]:
+        raise ConfigError(f"{use}_loader  {odd[0]!r} is no name: letters, digits and _, as its metrics are {use}_NAME_loss")
+    return {str(name): keyed(one, config, use) for name, one in many.items()}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import Config
 from .console import Console, History, spell_row
+from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import rng_state
 from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
 from .foreign import export_checkpoint
@@ -25,7 +27,6 @@ from .schedule import Plateau
 from .source import ConfigError
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
-from .weights import load_weights
 
 # %% auto #0
 __all__ = ['NonFinite', 'Step', 'Numbers', 'history_of', 'Recorded']
@@ -33,7 +34,7 @@ __all__ = ['NonFinite', 'Step', 'Numbers', 'history_of', 'Recorded']
 # %% ../nbs/32_loggers.ipynb #2edb7c8e
 # Map of this module, top to bottom:
 #   Step, Numbers   from the device to means and rows
-#   Recorded        a session that writes a run, and is steered
+#   Recorded        a session that evaluates, writes a run, and is steered
 
 # %% ../nbs/32_loggers.ipynb #0416401f
 class NonFinite(RuntimeError):
@@ -121,7 +122,8 @@ class Recorded(Session):
         self.schedule: Any = None
         self.ends: tuple = ()              # of the schedule, at which training went on
         mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.early_stopping else "min"
-        self.stopped_early = False
+        self._val_loaders: dict[str, KeyedLoader] = {}  # by name; one alone has none
+        self.stopped_early, self.judged = False, ""  # by which metric, and its direction
         self.patience = Plateau(max(t.patience, 1) - 1, mode=mode, min_delta=t.min_delta)  # of early stopping
         self._meant: tuple | None = None   # the end that the config says, while a call of train() has another
         self.shaken = ""                   # why what is in memory is right, but not bit for bit what it would have been
@@ -133,9 +135,9 @@ class Recorded(Session):
     def state_dict(self) -> dict[str, Any]: return {}
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None: ...
     def facts(self) -> dict[str, Any]: return {}  # of the first row
+    def _batches(self, loader: KeyedLoader, **how: Any) -> Iterator[tuple[int, Any]]: return loader.batches(0)
     def planned(self, config: Config) -> Any: "The plan of a config; ConfigError if training cannot go on with it."
     def follow(self, before: Mapping[str, Any]) -> None: "The config is another now; `before` are the numbers so far."
-    def evaluate(self) -> dict[str, float]: return {}
 
     def open_run(self) -> None:
         "The run is ours to write: a new one, or the one to go on with."
@@ -167,6 +169,53 @@ class Recorded(Session):
                 self.console.line(f"paused at {self.where}")
                 if self.batch != self.plan.batches: self.save()
         if self.wishes and self.wishes.asked: self.halt = "paused"
+
+    @property
+    def validates(self) -> bool: return bool(self._val_loaders)
+
+    def evaluate(self, loader: Any = None) -> dict[str, float]:
+        "The means over a loader (test_…), or over the validation data (val_…); of several, each by its name (val_real_…)."
+        if loader is None and not self.validates:
+            raise ConfigError("evaluate  needs a loader; none was given here, and none as val_loader")
+        self.check_thread()
+        if loader is None: return self._evaluated("val", self._val_loaders)
+        others = keyed_by_name(loader, self.config, "test")
+        try: return self._evaluated("test", others)
+        finally:
+            for one in others.values(): one.close()
+
+    def _evaluated(self, use: str, loaders: Mapping[str, KeyedLoader], batches: int | None = None) -> dict[str, float]:
+        "The means over each of these loaders, or over so many batches of each. Training is not touched by it."
+        found = {}
+        for name, one in loaders.items():
+            with one.kept(): means = self.means_over(islice(self._shown(one, f"evaluating {name}".strip()), batches))
+            found |= {"_".join(filter(None, (use, name, key))): value for key, value in means.items()}
+        return found
+
+    def predict(self, loader: Any) -> Any:
+        "The model's outputs for all batches, in the loader's order, on the CPU; joined if they are tensors."
+        self.check_thread()
+        loader = keyed(loader, self.config, "test")
+        with loader.kept(): return self.outputs_over(self._shown(loader, "predicting", all_of=True))
+
+    def _shown(self, loader: KeyedLoader, what: str, all_of: bool = False) -> Iterator[tuple[int, Any]]:
+        "The batches, with a bar; a wish to stop gives them up."
+        for pair in self.console.over(self._batches(loader, all_of=all_of), what, length_of(loader), self.step):
+            if self.gives_up and self.wishes.asked: raise GivenUp
+            yield pair
+
+    def evaluate_now(self) -> None:
+        "The evaluation that is due, unless it was made at this step. Given up, it is as if it had not begun."
+        if not self.validates or self.evaluated == self.step: return
+        self.land()  # rows in the order of their steps; and after a gradient that was not finite nothing is evaluated
+        if (measured := self.measured()) is None: return self.obey()
+        self.evaluated = self.step
+        self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
+        self.row("eval", epoch=self.epoch_now, **measured)
+        self.judge("val_", self.metrics)
+        if self.batch != self.plan.batches:  # else the line of the epoch says it
+            self.console.line(f"{self.where}  {spell_row(measured)}{'  best' * (self.best.get('step') == self.step)}")
+        self.tell("eval_end")
 
     def measured(self) -> dict[str, float] | None:
         "What an evaluation gives; nothing if a wish to stop gave it up. One that a callback makes by itself is not given up."
@@ -218,6 +267,11 @@ class Recorded(Session):
         self.best = best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
         name = t.monitor or deciding_metric(metrics)
         if name not in metrics or not name.startswith(measured): return
+        validated = any(one.startswith("val_") for one in metrics)
+        if measured == "train_" and not t.monitor and self.validates and not validated: return  # the first one is to come
+        if self.judged not in ("", judged := f"{name} {direction(name, t.monitor_mode)}"):  # another than before, since a resume
+            for one in (self.patience, self.schedule): one.forget()
+        self.judged = judged
         if self.schedule.hears and self.schedule.heard(metrics[name], self.step):
             self.console.line(f"{self.where}  {name} no longer improves; the learning rate is lowered")
         if t.early_stopping and self.patience.heard(metrics[name]):
@@ -347,16 +401,6 @@ class Recorded(Session):
         self.loaded, self.metrics, self.best, self.shaken, self._meant = True, {}, {}, "", None
         self.console.line(f"{found.path} is another program's: {taken} taken over, to go on at {self.where}; "
                           "the order of the data and random numbers begin anew")
-
-    def restore_best(self) -> None:
-        "The weights of the best checkpoint, as the end of it all."
-        if not self.record or not self.best: return
-        best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
-        load_weights(self.model, best["model_state_dict"])
-        if self.average: self.average.load(self.average.trained(), self.average.count)
-        self.torn = "has ended with its best weights"
-        told = {key: value for key, value in (best.get("metrics") or {}).items() if key == self.best["name"]}
-        self.console.line(f"the weights are those of step {best['step']:,}, the best  {spell_row(told)}")
 
     @property
     def epoch_now(self) -> float:

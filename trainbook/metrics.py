@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -22,7 +21,7 @@ from .source import ConfigError, near
 
 # %% auto #0
 __all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'Waiting', 'Tally', 'Task', 'direction',
-           'deciding_metric', 'of_validation', 'best_of', 'plain_metrics']
+           'deciding_metric', 'of_validation', 'check_monitor', 'best_of', 'plain_metrics']
 
 # %% ../nbs/22_metrics.ipynb #7341d3e4
 # Map of this module, top to bottom:
@@ -33,7 +32,7 @@ __all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'Wai
 #   Task                              what is computed on a batch: the seams of a system
 #   direction                         is more better?
 #   deciding_metric, of_validation    the one that decides if none is named
-#   best_of                           the best so far
+#   check_monitor, best_of            is it measured; the best so far
 #   plain_metrics                     numbers by name
 
 # %% ../nbs/22_metrics.ipynb #9ee30afe
@@ -329,14 +328,6 @@ class Task:
         for samples, numbers in waiting.land(): tally.add(samples, numbers)
         return {**tally.means(), **{key: value for name, one in running.items() for key, value in _computed(name, one).items()}}
 
-    def check_monitor(self, monitor: str, batches: Iterable[tuple[int, Any]] | None) -> None:
-        "A metric that decides is looked for in one validation batch, before an epoch is spent on it."
-        if monitor.startswith("train_"): return
-        if not monitor.startswith("val_"):
-            raise ConfigError(f"monitor  {monitor} says not of what; write val_{monitor} or train_{monitor}")
-        if batches is None: raise ConfigError(f"monitor  {monitor} needs a val_loader")
-        best_of({}, {f"val_{key}": 0.0 for key in self.means_over(islice(batches, 1))}, "val_", 0, monitor)
-
     def outputs_over(self, batches: Iterable[tuple[int, Any]]) -> Any:
         "The model's outputs, on the CPU; joined if they are tensors."
         with self.beside(): found = [move(outputs_and_targets(self.model, batch)[0], torch.device("cpu")) for _, batch in batches]
@@ -369,9 +360,10 @@ _VALIDATION, _TRAINING = {"val", "valid", "validation", "eval", "dev"}, {"train"
 
 
 def deciding_metric(metrics: Mapping) -> str | None:
-    "The validation loss, else the training loss, else none."
+    "The validation loss, of several the first, else the training loss, else none."
     losses = {name: _words(name) - {"loss"} for name in metrics if "loss" in _words(name)}
     return (next((name for name, others in losses.items() if others and others <= _VALIDATION), None)
+            or next((name for name in losses if name.startswith("val_")), None)
             or next((name for name, others in losses.items() if others <= _TRAINING), None))
 
 
@@ -380,6 +372,14 @@ def of_validation(metric: str) -> bool:
     return bool(_words(metric) & _VALIDATION)
 
 # %% ../nbs/22_metrics.ipynb #dd5f96c8
+def check_monitor(monitor: str, measured: Iterable[str]) -> None:
+    "ConfigError for a metric that shall decide and is not among those of a validation, before an epoch is spent on it."
+    if not monitor.startswith("val_"):
+        raise ConfigError(f"monitor  {monitor} says not of what; write val_{monitor} or train_{monitor}")
+    if not measured: raise ConfigError(f"monitor  {monitor} needs a val_loader")
+    best_of({}, dict.fromkeys(measured, 0.0), "val_", 0, monitor)
+
+
 def best_of(best: Mapping, metrics: Mapping[str, float], measured: str, step: int,
             monitor: str | None = None, mode: str | None = None) -> dict[str, Any]:
     "The best metric after what begins with `measured` (val_, train_) was measured at this step."

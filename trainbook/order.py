@@ -5,25 +5,31 @@
 # %% ../nbs/19_order.ipynb #efafef8c
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 import torch
-from torch.utils.data import RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
+from .console import Bar
 from .device import aside, mix
+from .registry import find
+from .source import ConfigError
+from .workers import rebuilt
 
 # %% auto #0
-__all__ = ['permutation', 'order_of', 'keyed_like', 'batches_in', 'Cut']
+__all__ = ['permutation', 'order_of', 'keyed_like', 'length_of', 'batches_in', 'Cut', 'is_plain', 'phases_of']
 
 # %% ../nbs/19_order.ipynb #5fcbd3d7
 # Map of this module, top to bottom:
 #   permutation                 an order of n numbers, from a key
 #   order_of, _listed           what a sampler gives in an epoch
 #   keyed_like                  a generator of the same kind, from a key
-#   batches_in, Cut             an order cut into batches
+#   length_of, batches_in, Cut  an order cut into batches
+#   phases_of                   what of the data is used from which epoch on
 
 # %% ../nbs/19_order.ipynb #2c705fce
 _ORDER = 1  # what this key is for; no other key of a training is made with it
@@ -79,6 +85,12 @@ def keyed_like(value: Any, key: int) -> Any:
     return random.Random(key) if isinstance(value, random.Random) else None
 
 
+def length_of(thing: Any) -> int | None:
+    "Its length; None if it has none, or says so by an error, as some samplers do."
+    try: return len(thing)
+    except (TypeError, RuntimeError): return None
+
+
 def batches_in(n: int, size: int | None = None, drop_last: bool = False) -> int:
     "How many batches n samples make."
     return n if size is None else n // size if drop_last else -(-n // size)
@@ -96,3 +108,89 @@ class Cut:
         if not 0 <= number < self.count: raise IndexError(f"batch {number} of {self.count}")
         part = self.order[number * self.size:(number + 1) * self.size]
         return part.tolist() if isinstance(part, numpy.ndarray) else list(part)
+
+# %% ../nbs/19_order.ipynb #f10b3be8
+def is_plain(curriculum: Any) -> bool:
+    "Can it stand in a config: shares and names, no objects?"
+    return isinstance(curriculum, Mapping) and all(isinstance(one, (int, float, str, type(None))) for one in curriculum.values())
+
+
+def phases_of(curriculum: Mapping | None, source: Any) -> dict[int, Any]:
+    "From which epoch on which data: a loader or a dataset for each phase of a curriculum, in order."
+    if not curriculum: return {0: source}
+    wanted = {key: value for key, value in curriculum.items() if key != "difficulty"}
+    starts = {_first_epoch(key): value for key, value in wanted.items()}
+    if 0 not in starts: raise ConfigError("curriculum  does not say what the first epoch has; begin with 0: …")
+    easiest, phases = None, {}
+    for epoch, value in sorted(starts.items()):
+        if isinstance(value, str) and value != "all": value = find("data", value)
+        if callable(value) and not isinstance(value, Dataset): value = _made(value, source, epoch)
+        if isinstance(value, (int, float)) and value == 1 or isinstance(value, str): value = None
+        if isinstance(value, (int, float)):
+            if not 0 < value < 1: raise ConfigError(f"curriculum  {epoch}: expected a share between 0 and 1, found {value:g}")
+            if easiest is None: easiest = _by_difficulty(curriculum.get("difficulty"), source)
+            value = sorted(easiest[:max(1, round(value * len(easiest)))])
+        phases[epoch] = source if value is None else _with_data(source, value, epoch)
+    return phases
+
+
+def _first_epoch(key: Any) -> int:
+    "The epoch at which a phase begins, counted from 0."
+    try: epoch = float(key)
+    except (TypeError, ValueError): epoch = -1.0
+    if epoch < 0 or epoch % 1:
+        raise ConfigError(f"curriculum  {key}: expected difficulty, or after how many epochs a phase begins: 0, 20, 60")
+    return int(epoch)
+
+
+def _made(make: Callable, source: Any, epoch: int) -> Any:
+    "What a function of one's own gives; it may ask for the dataset, and draws the same in every life."
+    asked = [one for one in inspect.signature(make).parameters.values() if one.default is one.empty]
+    with aside(mix(epoch)): return make(getattr(source, "dataset", source)) if asked else make()
+
+
+def _by_difficulty(difficulty: Any, source: Any) -> list[int]:
+    "The indices of all samples, the easiest first; equally easy ones in the dataset's order."
+    if difficulty is None:
+        raise ConfigError("curriculum  a share needs a difficulty: a function of a sample, or a number for each")
+    dataset = _dataset_of(source)
+    if isinstance(difficulty, str): difficulty = find("data", difficulty)
+    if callable(difficulty):
+        bar, numbers = Bar(len(dataset)), []
+        for index in bar.over(range(len(dataset)), "how difficult each sample is"):
+            with aside(mix(index)): numbers.append(float(difficulty(dataset[index])))
+        bar.close()
+    else: numbers = [float(one) for one in difficulty]
+    if len(numbers) != len(dataset):
+        raise ConfigError(f"curriculum  difficulty has {len(numbers):,} numbers, the dataset {len(dataset):,} samples")
+    if wrong := [index for index, one in enumerate(numbers) if one != one]:
+        raise ConfigError(f"curriculum  difficulty of sample {wrong[0]:,} is NaN")
+    return sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
+def _dataset_of(source: Any) -> Any:
+    "The dataset whose samples have numbers."
+    dataset = source.dataset if isinstance(source, DataLoader) else source
+    if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset): return dataset
+    raise ConfigError(f"curriculum  needs samples with numbers, found {type(dataset).__name__}; "
+                      "give for each phase a function that returns a loader")
+
+
+def _with_data(source: Any, value: Any, epoch: int) -> Any:
+    "The loader of a phase: some samples, or another dataset, go through the loader that was given."
+    if not isinstance(value, Dataset):
+        many = value.tolist() if isinstance(value, (numpy.ndarray, torch.Tensor)) else value
+        if not isinstance(many, (list, tuple, range)) or not all(type(one) is int for one in many): return value  # a loader
+        dataset = _dataset_of(source)
+        if not many: raise ConfigError(f"curriculum  {epoch}: has no sample")
+        if min(many) < 0 or max(many) >= len(dataset):
+            raise ConfigError(f"curriculum  {epoch}: has indices up to {max(many):,}, the dataset {len(dataset):,} samples")
+        value = Subset(dataset, list(many))
+    if not isinstance(source, DataLoader): return value
+    order = source.sampler
+    simple = type(order) is SequentialSampler or type(order) is RandomSampler and not order.replacement
+    if type(source) is not DataLoader or type(source.batch_sampler) is not BatchSampler or not simple:
+        raise ConfigError(f"curriculum  {epoch}: cannot choose samples for a {type(order).__name__}; "
+                          "give a function that returns a loader")
+    return rebuilt(source, dataset=value, batch_size=source.batch_size, shuffle=type(order) is RandomSampler,
+                   drop_last=source.drop_last, collate_fn=source.collate_fn)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .config import Config
@@ -13,14 +14,27 @@ from .schema import Duration, Root, duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Plan', 'make_plan']
+__all__ = ['Epochs', 'Plan', 'make_plan', 'check_asked']
 
 # %% ../nbs/13_plan.ipynb #b3413690
 # Map of this module, top to bottom:
+#   Epochs        how many updates they have
 #   Plan          intervals and ends as numbers of steps
 #   make_plan     from a config and the length of an epoch, or why not
+#   check_asked   keys that ask for what is not there
 
 # %% ../nbs/13_plan.ipynb #165bb973
+class Epochs(NamedTuple):
+    "How many updates the epochs have: from each of some epochs on, a number."
+    phases: tuple[tuple[int, int], ...]
+
+    def steps(self, epochs: float) -> int:
+        "Updates in so many epochs from the first on; part of one counts whole updates."
+        ends, total = [start for start, _ in self.phases[1:]] + [math.inf], 0.0
+        for (start, updates), end in zip(self.phases, ends): total += max(0.0, min(epochs, end) - start) * updates
+        return math.ceil(total - 1e-9)
+
+# %% ../nbs/13_plan.ipynb #914a6e3e
 class Plan(NamedTuple):
     "Everything about when, as numbers of steps; None is never, or not known before an epoch is over."
     batches: int | None         # in one epoch
@@ -32,6 +46,9 @@ class Plan(NamedTuple):
     eval_epochs: int | None     # epochs between two evaluations
     saves: float | None         # between two checkpoints, likewise
     warmup: int
+    epochs: Epochs | None = None
+    first: int = 0              # the step from which on intervals are counted: a phase begins there
+    beyond: int = 0             # updates made beyond those that epochs of this length have
 
     def is_over(self, step: int, epoch: int, seconds: float) -> bool:
         "Is this where training ends?"
@@ -39,8 +56,8 @@ class Plan(NamedTuple):
         if self.end.unit == "epochs" and self.end.amount % 1 == 0: return epoch >= self.end.amount  # whatever a loader's len says
         return self.total is not None and step >= self.total
 
-    def evaluates(self, step: int) -> bool: return _crosses(self.evals, step)
-    def writes_row(self, step: int) -> bool: return _crosses(self.rows, step)
+    def evaluates(self, step: int) -> bool: return _crosses(self.evals, step - self.first)
+    def writes_row(self, step: int) -> bool: return _crosses(self.rows, step - self.first)
 
     def epoch_at(self, epoch: int, batch: int) -> float:
         "Epochs done, with the part of this one."
@@ -48,11 +65,12 @@ class Plan(NamedTuple):
 
     def next(self, step: int) -> float:
         "The next step at which anything is due."
-        return min(_after(every, step) for every in (self.rows, self.evals, self.saves, self.total))
+        due = min(_after(every, step - self.first) for every in (self.rows, self.evals, self.saves))
+        return min(self.first + due, _after(self.total, step))
 
 
 _UNBUILT = {
-    "training": ("curriculum", "distributed"),
+    "training": ("distributed",),
     "logging": ("tensorboard", "wandb", "histograms")}
 
 
@@ -64,13 +82,17 @@ def _refuse_unbuilt(config: Config) -> None:
     if odd: raise ConfigError(*(f"{config.place(path)}  {'.'.join(path)}  is not built yet; take it out" for path in odd))
 
 
-def make_plan(config: Config, batches: int | None, at: tuple[int, int, int] = (0, 0, 0)) -> Plan:
-    """The plan of a config for epochs of so many batches (None: nobody knows); ConfigError for what cannot be.
-    `at`: (step, epoch, batch) reached so far, perhaps in epochs of another length."""
+def make_plan(config: Config, batches: int | None | Mapping[int, int | None], at: tuple[int, int, int] = (0, 0, 0)) -> Plan:
+    """The plan of a config for epochs of so many batches (None: nobody knows), or of so many from each of some epochs on;
+    ConfigError for what cannot be. `at`: (step, epoch, batch) reached so far, perhaps in epochs of another length."""
     _refuse_unbuilt(config)
     t = config.training
-    if t.limit and batches: batches = min(batches, t.limit)
-    per_epoch = batches and math.ceil(batches / t.accumulate)
+    lengths = {start: one and min(one, t.limit or one)
+               for start, one in (batches if isinstance(batches, Mapping) else {0: batches}).items()}
+    begun = max(start for start in lengths if start <= at[1])
+    batches, updates = lengths[begun], {start: one and math.ceil(one / t.accumulate) for start, one in lengths.items()}
+    epochs = Epochs(tuple(updates.items())) if None not in updates.values() else None
+    per_epoch = updates[begun] if epochs else None
     def span(key: str, value: Any) -> float | None:
         "An interval in steps."
         if value is None: return None
@@ -80,22 +102,25 @@ def make_plan(config: Config, batches: int | None, at: tuple[int, int, int] = (0
         if unit == "epochs" and per_epoch is None and amount:
             raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; say steps")
         return amount if unit == "steps" else amount * (per_epoch or 0)
-    end, save = duration(t.epochs), duration(t.save_interval or 1)
+    end, save, rise = duration(t.epochs), duration(t.save_interval or 1), duration(t.warmup)
     whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
-    total = end.amount if end.unit == "steps" else None
-    if end.unit == "epochs" and per_epoch: total = math.ceil(end.amount * per_epoch) + _more_than(at, batches, t.accumulate)
+    total, beyond = end.amount if end.unit == "steps" else None, 0
+    if end.unit == "epochs" and epochs:
+        beyond = _more_than(at, batches, t.accumulate, epochs)
+        total = epochs.steps(end.amount) + beyond
     return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
                 evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
                 saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
-                warmup=math.ceil(span("warmup", t.warmup)))
+                warmup=epochs.steps(rise.amount) if epochs and rise.unit == "epochs" else math.ceil(span("warmup", t.warmup)),
+                epochs=epochs, first=epochs.steps(begun) if epochs else 0,
+                beyond=beyond)
 
 
-def _more_than(at: tuple[int, int, int], batches: int, accumulate: int) -> int:
+def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: Epochs) -> int:
     "Updates made so far beyond those that epochs of this length have up to here."
     step, epoch, batch = at
-    per_epoch, left = math.ceil(batches / accumulate), math.ceil(max(0, batches - batch) / accumulate)
-    return step - (epoch * per_epoch + per_epoch - left)
+    return step - (epochs.steps(epoch + 1) - math.ceil(max(0, batches - batch) / accumulate))
 
 
 def _crosses(every: float | None, step: int) -> bool:
@@ -106,3 +131,14 @@ def _crosses(every: float | None, step: int) -> bool:
 def _after(every: float | None, step: int) -> float:
     "The first multiple of an interval after this step, rounded up to a step."
     return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
+
+
+def check_asked(config: Config, validates: bool, writes: bool) -> None:
+    "ConfigError for keys that want a validation or a run where there is none; before anything is trained."
+    t, watched = config.training, (config.training.monitor or "").startswith("train_")
+    wrong = [
+        (t.restore_best and not writes, "restore_best", "needs a run to keep them in, and run is False"),
+        (t.restore_best and not validates and not watched, "restore_best", "needs a val_loader, or monitor: train_loss"),
+        (t.early_stopping and not validates and not watched, "early_stopping", "needs a val_loader, or monitor: train_loss"),
+        (t.monitor_mode and not t.monitor, "monitor_mode", f"{t.monitor_mode} needs a monitor; say monitor: val_…")]
+    if lines := [f"{key}  {why}" for asked, key, why in wrong if asked]: raise ConfigError(*lines)

@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from itertools import count, islice, takewhile
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -125,6 +126,7 @@ class Schedule(NamedTuple):
         "What was measured changes nothing."
         return False
 
+    def forget(self) -> None: "Nothing to forget."
     def moved(self) -> None: "An update or an epoch is over; nothing to do."
     def state_dict(self) -> dict[str, Any]: return {}  # a function has nothing to save
     def load_state_dict(self, state: Mapping[str, Any]) -> None: "Nothing to take back."
@@ -147,7 +149,8 @@ class Plateau:
                  min_delta: float = 0.0):
         self.patience, self.gamma, self.mode, self.min_delta = patience, gamma, mode, min_delta
         self.warmup, self.min_lr = warmup, min_lr
-        self.best, self.bad, self.factor = math.inf if mode == "min" else -math.inf, 0, 1.0
+        self.factor = 1.0
+        self.forget()
 
     def __call__(self, step: int, lr: float) -> float:
         "The learning rate now; `step` matters only in the warm-up."
@@ -162,6 +165,10 @@ class Plateau:
         if self.bad <= self.patience: return False
         self.bad, self.factor = 0, self.factor * self.gamma
         return True
+
+    def forget(self) -> None:
+        "Another metric is heard from now on; the rate stays."
+        self.best, self.bad = math.inf if self.mode == "min" else -math.inf, 0
 
     def check(self, lr: float | None = None) -> Plateau:
         "Itself, or a ConfigError if it cannot be followed."
@@ -208,6 +215,10 @@ class Torched:
         before = self(0, math.nan)
         self.scheduler.step(value)
         return self(0, math.nan) < before
+
+    def forget(self) -> None:
+        "Another metric is heard from now on."
+        if self.hears: self.scheduler.best, self.scheduler.num_bad_epochs = self.scheduler.mode_worse, 0
 
     def moved(self) -> None:
         "An update or an epoch (what `per` says) is over."
@@ -293,8 +304,11 @@ def _placed(config: Config, line: str) -> str:
 
 def _of_step(plan: Plan, t: Any, ends: tuple[int, ...]) -> Schedule:
     "A function of the step, durations counted in steps."
-    shift = plan.total - math.ceil(plan.end.amount * plan.per_epoch) if plan.end.unit == "epochs" and plan.per_epoch else 0
-    more: dict[str, Any] = {}
+    shift, more = plan.beyond, {}
+    if t.scheduler == "step" and duration(t.step_size).unit == "epochs" and plan.epochs and len(plan.epochs.phases) > 1:
+        drops = (plan.warmup + shift + plan.epochs.steps(duration(t.step_size).amount * number) for number in count(1))
+        marks = takewhile(lambda mark: mark < (plan.total or math.inf), islice(drops, 1000))  # by then nothing is left of it
+        return Schedule("multistep", plan.total, plan.warmup, t.min_lr, milestones=tuple(marks), gamma=t.gamma, shift=shift)
     if t.scheduler == "step":
         more = {"every": max(1, _in_steps("step_size", t.step_size, plan)), "gamma": t.gamma,
                 "shift": shift if duration(t.step_size).unit == "epochs" and not ends else 0}
@@ -314,7 +328,7 @@ def _in_steps(key: str, value: Any, plan: Plan) -> int:
     if unit == "epochs" and plan.per_epoch is None:
         raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; "
                           f"say steps: \"1000 steps\"")
-    return int(amount) if unit == "steps" else math.ceil(amount * plan.per_epoch - 1e-9)
+    return int(amount) if unit == "steps" else plan.epochs.steps(amount)
 
 
 def _own_shape(name: str) -> Callable[[float], float]:

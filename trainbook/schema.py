@@ -14,8 +14,8 @@ from pydantic_core import PydanticCustomError
 from .source import near, scalar, spell
 
 # %% auto #0
-__all__ = ['Number', 'Count', 'Flag', 'Text', 'Texts', 'Mapping', 'Numbers', 'Items', 'Positive', 'Fraction', 'AtLeastOne',
-           'Span', 'PositiveSpan', 'OPTIMIZERS', 'SCHEDULERS', 'PRECISIONS', 'refuse', 'spell_short', 'whole_number',
+__all__ = ['Number', 'Count', 'Flag', 'Text', 'Texts', 'Mapping', 'Numbers', 'Positive', 'Fraction', 'AtLeastOne', 'Span',
+           'PositiveSpan', 'OPTIMIZERS', 'SCHEDULERS', 'PRECISIONS', 'refuse', 'spell_short', 'whole_number',
            'yes_or_no', 'Duration', 'duration', 'Section', 'OpenSection', 'Training', 'Run', 'Model', 'Data',
            'Inference', 'Logging', 'Search', 'Parts', 'Stage', 'Root', 'mistakes']
 
@@ -82,7 +82,6 @@ Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstanc
                   WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})]
 Mapping = Annotated[dict[Any, Any], BeforeValidator(_as_mapping)]
 Numbers = Annotated[list[Number], BeforeValidator(_as_list)]
-Items = Annotated[list[Any], BeforeValidator(_as_list)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_as_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_as_number)]
 AtLeastOne = Annotated[int, Field(ge=1), BeforeValidator(whole_number)]
@@ -247,8 +246,8 @@ class _Loop(Section):
     label_smoothing: Number = _key(0.0, "for cross-entropy", ge=0, lt=1)
     class_weights: Numbers | Mapping | _one_of("balanced") | None = _key(
         None, "a list, {class: weight}, or balanced")
-    curriculum: Mapping | Items | None = _key(
-        None, "what of the data is used from which epoch on")
+    curriculum: Mapping | None = _key(
+        None, "what of the data is used from which epoch on: {difficulty: package.module:function, 0: 0.3, 20: 0.6, 60: all}")
     eval_every: PositiveSpan | None = _key(1, "how often to evaluate; null is never")
     limit: AtLeastOne | None = _key(None, "batches per epoch and evaluation, for smoke runs")
     seed: Count = _key(42, "of everything random", ge=0)

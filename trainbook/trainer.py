@@ -16,17 +16,18 @@ import torch
 
 from .config import Config
 from .console import History, spell_row
-from .data import KeyedLoader, keyed
+from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import ahead, make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
 from .dist import check_alone
-from .events import GivenUp
 from .groups import Freezing, table_of_groups
+from .load import load_checkpoint
 from .loggers import Numbers, Recorded, Step
 from .losses import loss_arguments
-from .metrics import Task, direction
+from .metrics import Task, check_monitor, direction
 from .model import Average, prepare, summary
 from .optim import Update, check_fits, following, make_updates, train_step, untrained
-from .plan import Plan, make_plan
+from .order import is_plain, phases_of
+from .plan import Plan, check_asked, make_plan
 from .registry import build
 from .run import Run
 from .schedule import Schedule, ends_after, make_schedule, plot, tell_end
@@ -40,13 +41,14 @@ __all__ = ['Trainer']
 
 # %% ../nbs/33_trainer.ipynb #62cdeb92
 # Map of this module, top to bottom:
-#   Trainer     the loop · beside it: evaluate, predict · its state · its session
+#   Trainer     the loop · its state · its session
 #
-# The seams of a system are Task's (22_metrics), rows and checkpoints are Recorded's (32_loggers), signals Session's (31_events).
+# The seams of a system are Task's (22_metrics); evaluations, rows and checkpoints Recorded's (32_loggers); signals Session's
+# (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
 _KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken", "ends",
-         "stopped_early")  # as they are, in the state
+         "stopped_early", "judged")  # as they are, in the state
 
 
 class Trainer(Recorded, Task):
@@ -55,7 +57,7 @@ class Trainer(Recorded, Task):
 
     def __init__(self, model: torch.nn.Module | str | Mapping | None, train_loader: Any, val_loader: Any = None, *,
                  loss: Callable | str | Mapping | None = None, optimizer: Any = None, scheduler: Any = None, metrics: Any = None,
-                 callbacks: Iterable = (), config: Config | Mapping | str | Path | None = None,
+                 curriculum: Mapping | None = None, callbacks: Iterable = (), config: Config | Mapping | str | Path | None = None,
                  run: Run | Mapping | bool | None = None, stage: str = "train", quiet: bool = False, **training: Any):
         check_alone()
         if not isinstance(model, (torch.nn.Module, str, Mapping, type(None))):
@@ -66,13 +68,16 @@ class Trainer(Recorded, Task):
         words = {"model": model, "loss": loss, "run": run, "scheduler": scheduler,
                  "optimizer": None if isinstance(optimizer, Mapping) else optimizer}
         words = {key: value for key, value in words.items() if isinstance(value, (str, Mapping))}  # the others are objects
+        if is_plain(curriculum): curriculum, words["curriculum"] = None, curriculum
         Recorded.__init__(self, Config.settle(config, training | words, stage), stage, callbacks, quiet, run)
         t = self.config.training
         if not isinstance(model, torch.nn.Module): model = build("model", self.config)
         device = pick_device(t.device, model)
+        self._curriculum = curriculum
         self.train_loader, self.val_loader = train_loader, val_loader
+        check_asked(self.config, self.validates, self.writes)
         Task.__init__(self, prepare(model.to(device), t), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed,
-                      loss_arguments(t, getattr(self.train_loader.source, "dataset", None)))
+                      loss_arguments(t, getattr(self._all_data.source, "dataset", None)))
         own = [*self.loss.parameters()] if isinstance(self.loss, torch.nn.Module) else []
         self.freezing = Freezing(self.model, t.freeze, own)
         self.average = Average(self.model, t.ema) if t.ema else None
@@ -84,11 +89,6 @@ class Trainer(Recorded, Task):
                               "self.backward(loss, name) and self.update(name)")
         if self._manual and self.val_loader and type(self).validation_step is Task.validation_step:
             raise ConfigError("val_loader  with several optimizers write validation_step(batch), which returns what is measured")
-        if t.restore_best and not self.writes: raise ConfigError("restore_best  needs a run to keep them in, and run is False")
-        if t.early_stopping and self.val_loader is None and not (t.monitor or "").startswith("train_"):
-            raise ConfigError("early_stopping  needs a val_loader, or monitor: train_loss")
-        if t.monitor_mode and not t.monitor:
-            raise ConfigError(f"monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
         if self.precision.scaled: self.skips = float("inf")  # an overflow is the scale's business
         self._norms = {}
         self._scheduler, self.schedule = None if isinstance(scheduler, str) else scheduler, None
@@ -96,19 +96,25 @@ class Trainer(Recorded, Task):
 
     @property
     def train_loader(self) -> KeyedLoader:
-        "The training data; another loader may be given between two trainings."
-        return self._train_loader
+        "The training data of this epoch; another loader may be given between two trainings."
+        return self._data_at(self.epoch)
 
     @train_loader.setter
-    def train_loader(self, loader: Any) -> None: self._train_loader = keyed(loader, self.config)
+    def train_loader(self, loader: Any) -> None:
+        self._all_data = whole = keyed(loader, self.config)
+        phases = phases_of(self._curriculum or self.config.training.curriculum, whole.source)
+        self._phases = {epoch: whole if one is whole.source else keyed(one, self.config, per=whole.per)
+                        for epoch, one in phases.items()}
+
+    def _data_at(self, epoch: int) -> KeyedLoader: return self._phases[max(start for start in self._phases if start <= epoch)]
 
     @property
-    def val_loader(self) -> KeyedLoader | None:
-        "The validation data, likewise."
-        return self._val_loader
+    def val_loader(self) -> KeyedLoader | dict[str, KeyedLoader] | None:
+        "The validation data, likewise; several by name."
+        return self._val_loaders.get("", self._val_loaders or None)
 
     @val_loader.setter
-    def val_loader(self, loader: Any) -> None: self._val_loader = keyed(loader, self.config, "val")
+    def val_loader(self, loader: Any) -> None: self._val_loaders = keyed_by_name(loader, self.config, "val")
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -196,6 +202,7 @@ class Trainer(Recorded, Task):
         measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self.evaluated == self.step}
         means = self.numbers.of_epoch()
         self.judge("train_", self.metrics | means)  # it may find fault; until here nothing has moved
+        data = self.train_loader
         self.metrics, self.epoch, self.batch = self.metrics | means, self.epoch + 1, 0
         self.numbers.new_epoch()
         if self.schedule.per == "epoch": self.schedule.moved()
@@ -203,10 +210,19 @@ class Trainer(Recorded, Task):
         self.row("epoch", epoch=self.epoch, **row, seconds=seconds)
         self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, row, seconds,
                            self.best.get("step") == self.step)
+        if self.train_loader is not data: self._next_phase(data)
         self.tell("epoch_end")
         self.obey()
         over = self.done and not self.halt
         if over or self.save_is_due(): self.save(final=over)
+
+    def _next_phase(self, before: KeyedLoader) -> None:
+        "The curriculum goes on with other data."
+        before.close()
+        self._make_plan()
+        now = self.train_loader.identity()
+        said = f"{now['samples']:,} samples" if now["samples"] else f"{now['batches'] or 'unknown'} batches"
+        if not self.done: self.console.line(f"curriculum: from epoch {self.epoch + 1} on {said}")
 
     @property
     def done(self) -> bool:
@@ -220,44 +236,7 @@ class Trainer(Recorded, Task):
         "How long it has trained, in earlier lives too; counted only where training ends by the clock."
         return self.seconds if self.plan.end.unit == "seconds" else 0.0
 
-    # --- beside the loop --------------------------------------------------------------------------
-
-    def evaluate(self, loader: Any = None) -> dict[str, float]:
-        "The means over a loader (test_…), or over the validation loader (val_…). Training is not touched by it."
-        if loader is None and self.val_loader is None:
-            raise ConfigError("evaluate  needs a loader; none was given here, and none as val_loader")
-        loader, name = (self.val_loader, "val_") if loader is None else (keyed(loader, self.config, "test"), "test_")
-        self.check_thread()
-        with loader.kept(): found = self.means_over(self._shown(loader, "evaluating"))
-        if loader is not self.val_loader: loader.close()
-        return {name + key: value for key, value in found.items()}
-
-    def predict(self, loader: Any) -> Any:
-        "The model's outputs for all batches, in the loader's order, on the CPU; joined if they are tensors."
-        self.check_thread()
-        loader = keyed(loader, self.config, "test")
-        with loader.kept(): return self.outputs_over(self._shown(loader, "predicting", all_of=True))
-
-    def _shown(self, loader: KeyedLoader, what: str, all_of: bool = False) -> Iterator[tuple[int, Any]]:
-        "The batches, with a bar; a wish to stop gives them up."
-        try: total = len(loader)
-        except TypeError: total = None
-        for pair in self.console.over(self._batches(loader, all_of=all_of), what, total, self.step):
-            if self.gives_up and self.wishes.asked: raise GivenUp
-            yield pair
-
-    def evaluate_now(self) -> None:
-        "The evaluation that is due, unless it was made at this step. Given up, it is as if it had not begun."
-        if self.val_loader is None or self.evaluated == self.step: return
-        self.land()  # rows in the order of their steps; and after a gradient that was not finite nothing is evaluated
-        if (measured := self.measured()) is None: return self.obey()
-        self.evaluated = self.step
-        self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
-        self.row("eval", epoch=self.epoch_now, **measured)
-        self.judge("val_", self.metrics)
-        if self.batch != self.plan.batches:  # else the line of the epoch says it
-            self.console.line(f"{self.where}  {spell_row(measured)}{'  best' * (self.best.get('step') == self.step)}")
-        self.tell("eval_end")
+    # --- several optimizers ------------------------------------------------------------------------
 
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
@@ -295,26 +274,27 @@ class Trainer(Recorded, Task):
         "Takes back what state_dict gave. Other data than before is refused, unless drift is allowed."
         self.check_closed("load_state_dict()")
         told = state["trainer"]
-        differences = self.train_loader.differences(told["data"])
+        data = self._data_at(told["epoch"])
+        differences = data.differences(told["data"])
         kept = state["optimizers"] if self._manual else {"": state["optimizer"]}
         check_fits(self.updates, kept, told["kinds"])
         if differences and not allow_drift:
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
         trained = state.get("trained", {})  # beside an average, which is the checkpoint's model
         load_weights(self.model, state["model"] if self.average else state["model"] | trained)
-        if self.average: self.average.load(trained or self.model.state_dict(), told["averaged"])
+        if self.average: self.average.load(trained or self.model.state_dict(), told.get("averaged", 0))
         for name, update in self.updates.items():
             update.take(kept[name])
             update.load_state_dict(state["scaler"].get(name, {}))
         if self.loss is None and told["loss"]: self._settle(told["loss"], "checkpoint")
         if isinstance(self.loss, torch.nn.Module) and "loss" in state: self.loss.load_state_dict(state["loss"])
-        for key in _KEPT: setattr(self, key, copy(told[key]))
+        for key in _KEPT: setattr(self, key, copy(told.get(key, getattr(self, key))))  # one of an earlier version has not all
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
-        if told["schedule"]: self.schedule.load_state_dict(told["schedule"])
-        self.patience.load_state_dict(told["patience"])
-        self.changed, self.loaded, self._meant, self.spent = {}, True, None, told["spent"]
-        if differences: self.batch = self.train_loader.batch_like(self.batch, told["data"])
-        self.train_loader.load_state_dict(told["loader"])
+        if told.get("schedule"): self.schedule.load_state_dict(told["schedule"])
+        if "patience" in told: self.patience.load_state_dict(told["patience"])
+        self.changed, self.loaded, self._meant, self.spent = {}, True, None, told.get("spent", 0.0)
+        if differences: self.batch = data.batch_like(self.batch, told["data"])
+        data.load_state_dict(told["loader"])
         if gone := self.listeners.load_state_dict(told["callbacks"]):
             self.console.line(f"note: the checkpoint has the state of {', '.join(gone)}, which is not among the callbacks")
         # what was changed while it ran stays so, unless a person says otherwise now
@@ -340,11 +320,10 @@ class Trainer(Recorded, Task):
             if said := tell_end(was, self.schedule, self.step, self.config.training.lr): self.console.line(said)
 
     def planned(self, config: Config) -> tuple[Plan, Any]:
-        try: batches = len(self.train_loader)
-        except TypeError: batches = None
+        batches = {epoch: length_of(one) for epoch, one in self._phases.items()}
         plan, t = make_plan(config, batches, (self.step, self.epoch, self.batch)), config.training
         mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.scheduler == "plateau" else None
-        return plan, make_schedule(config, plan, self._scheduler, self.val_loader is not None, mode, self.ends,
+        return plan, make_schedule(config, plan, self._scheduler, self.validates, mode, self.ends,
                                    self._first.optimizer)
 
     def _make_plan(self) -> None:
@@ -373,9 +352,8 @@ class Trainer(Recorded, Task):
             self.numbers.new_epoch()
         self._make_plan()
         self._checked = False
-        if t.monitor:
-            with (self.val_loader or self.train_loader).kept():
-                self.check_monitor(t.monitor, self._batches(self.val_loader) if self.val_loader else None)
+        if t.monitor and not t.monitor.startswith("train_"):
+            check_monitor(t.monitor, self._evaluated("val", self._val_loaders, batches=1))
         for part in (self.model, self.loss):  # a part that a person froze in a model that trains stays so
             if isinstance(part, torch.nn.Module) and not part.training: part.train()
         self.console.start_bar(self.plan.total, self.step)
@@ -395,6 +373,16 @@ class Trainer(Recorded, Task):
         if self.step and self.record: self.record.settled(self.step)
         if status == "finished" and self.config.training.restore_best: self.restore_best()
         return status
+
+    def restore_best(self) -> None:
+        "The weights of the best checkpoint, as the end of it all."
+        if not self.record or not self.best: return
+        best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
+        load_weights(self.model, best["model_state_dict"])
+        if self.average: self.average.load(self.average.trained(), self.average.count)
+        self.torn = "has ended with its best weights"
+        told = {key: value for key, value in (best.get("metrics") or {}).items() if key == self.best["name"]}
+        self.console.line(f"the weights are those of step {best['step']:,}, the best  {spell_row(told)}")
 
     @property
     def _first(self) -> Update: return next(iter(self.updates.values()))
