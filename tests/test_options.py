@@ -223,6 +223,7 @@ def test_the_best_weights_at_the_end(tmp_path):
     trainer = Told(net(), DataLoader(DATA, 8), DataLoader(VAL, 20), loss="cross_entropy", lr=1e-2, epochs=4, quiet=True, monitor="val_acc", restore_best=True, save_dir=str(tmp_path/"r"), callbacks=Keeps())
     trainer.train()
     assert torch.equal(trainer.model[0].weight, seen[1]) and not torch.equal(seen[1], seen[3])
+    assert "the weights are those of step 26, the best  val_acc 0.9000" in (trainer.run.folder/"train.log").read_text()
     with pytest.raises(RuntimeError, match="has ended with its best weights; resume_from_checkpoint"): trainer.train(num_epochs=5)
     trainer.resume_from_checkpoint()
     assert torch.equal(trainer.model[0].weight, seen[3])

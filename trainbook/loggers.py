@@ -271,6 +271,8 @@ class Recorded(Session):
         if measured == "train_" and not t.monitor and self.validates and not validated: return  # the first one is to come
         if self.judged not in ("", judged := f"{name} {direction(name, t.monitor_mode)}"):  # another than before, since a resume
             for one in (self.patience, self.schedule): one.forget()
+        if not self.judged and not t.monitor and len(self._val_loaders) > 1:
+            self.console.line(f"{name} decides what is best; monitor: … chooses another")
         self.judged = judged
         if self.schedule.hears and self.schedule.heard(metrics[name], self.step):
             self.console.line(f"{self.where}  {name} no longer improves; the learning rate is lowered")

@@ -381,8 +381,8 @@ class Trainer(Recorded, Task):
         load_weights(self.model, best["model_state_dict"])
         if self.average: self.average.load(self.average.trained(), self.average.count)
         self.torn = "has ended with its best weights"
-        told = {key: value for key, value in (best.get("metrics") or {}).items() if key == self.best["name"]}
-        self.console.line(f"the weights are those of step {best['step']:,}, the best  {spell_row(told)}")
+        told = spell_row({self.best["name"]: self.best["value"]})
+        self.console.line(f"the weights are those of step {best['step']:,}, the best  {told}")
 
     @property
     def _first(self) -> Update: return next(iter(self.updates.values()))
