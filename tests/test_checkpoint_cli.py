@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainbook import cli, load
+from trainbook import cli, files, load
 from trainbook.checkpoint import CheckpointManager
 
 ESCAPE = "\x1b[31m\nHACK"
@@ -76,12 +76,12 @@ def test_export_knows_before_it_loads(here, capsys, monkeypatch):
 
 
 def test_what_vanishes_meanwhile(here, capsys, monkeypatch):
-    assert cli._weigh(Path("gone")) == 0
+    assert files._weigh(Path("gone")) == 0
     with CheckpointManager("c") as manager: manager.save({"model": {"w": torch.ones(2)}}, 1, wait=True)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "is_file", lambda path: True)
         patch.setattr(Path, "iterdir", lambda path: iter([path/"gone"]))
-        assert cli._weigh(Path("c")) == 0
+        assert files._weigh(Path("c")) == 0
     real = load.listing
     monkeypatch.setattr("trainbook.load.listing", lambda folder: [{}, *real(folder)])
     assert shell(capsys, "ls", "c")[1].count("step-") == 1
@@ -93,7 +93,7 @@ def test_one_tensor_two_tensors(here, capsys):
 
 
 def test_no_torch_for_words_that_need_none():
-    code = "import sys; from trainbook import cli; cli.main(['runs']); cli.main(['checkpoint', '--help']); print(cli._safe('a\\x1b')); assert 'torch' not in sys.modules"
+    code = "import sys; from trainbook import cli, words; cli.main(['runs']); cli.main(['checkpoint', '--help']); print(words.safe('a\\x1b')); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.endswith("a\\x1b\n")
 
 

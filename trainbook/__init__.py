@@ -12,7 +12,7 @@ The page number is the layer; a module imports only from pages before its own.
                   pickled  state  tensorfile  stepfolder       what a checkpoint is made of, which one is meant
                   foreign  weights  load                       what others wrote
     3x the run    checkpoint  events  loggers  trainer         save, listen, tell, train
-                  compare                                      what differs
+                  compare  words  files                        what differs; verbs that read and tidy
     4x doors      cli                                          the command line
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
