@@ -5,6 +5,7 @@
 # %% ../nbs/04_config.ipynb #fb091575
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -17,12 +18,13 @@ from .source import ConfigError, Place, dotted, near, read_words, spell, written
 from .spelling import find_key, suggestion
 
 # %% auto #0
-__all__ = ['Explanation', 'Config']
+__all__ = ['Explanation', 'Config', 'references']
 
 # %% ../nbs/04_config.ipynb #96058657
 # Map of this module, top to bottom:
 #   Explanation        a value and the places that set it
 #   Config             the resolved whole; .stage("dense") is the same for one stage
+#   references         ${…} in a value
 #   ConfigError        (from source) all mistakes, one line each
 #
 # Who wins:  default < parent file < file < stage < command line (and merge)
@@ -52,6 +54,7 @@ class Config:
         if wrong := mistakes(values):
             raise ConfigError(*(f"{self.place(path)}  {dotted(path)}  {text}" for path, text in wrong))
         self.__dict__["_root"] = Root.model_validate(values)
+        if not stage and (lines := list(_wrong_references(self))): raise ConfigError(*lines)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -81,11 +84,11 @@ class Config:
         return config.merge(cls.from_dict(words, "keyword")) if words else config
 
     def merge(self, other: Config | dict) -> Config:
-        "Another config in which `other` wins, also over stages."
+        "Another config in which `other` wins, also over stages; of a stage's config, in that stage alone."
         other = other if isinstance(other, Config) else Config.from_dict(other, "merge")
         above = 1 + max(sheet.group for sheet in self._sheets)
-        return Config([*self._sheets, *(replace(sheet, group=sheet.group + above) for sheet in other._sheets)],
-                      self._title, self._stage)
+        sheets = [replace(_of_stage(sheet, self._stage), group=sheet.group + above) for sheet in other._sheets]
+        return Config([*self._sheets, *sheets], self._title, self._stage)
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -106,6 +109,16 @@ class Config:
         if name in self.stage_names: return Config(self._sheets, self._title, name)
         raise ConfigError(f"{self._title}  stages  has no stage {name}"
                           f"{near(name, self.stage_names, '; it has ' + ', '.join(self.stage_names))}")
+
+    @property
+    def whole(self) -> Config:
+        "The config that a stage belongs to; of a whole, itself."
+        return Config(self._sheets, self._title) if self._stage else self
+
+    @property
+    def stage_name(self) -> str:
+        "Of a stage its name, of a config without stages train."
+        return self._stage or "train"
 
     @property
     def name(self) -> str:
@@ -245,6 +258,40 @@ def _layers(sheets: list[Sheet], stage: str | None) -> Iterator[Layer]:
     for group in sorted({sheet.group for sheet in sheets}):
         yield from (sheet.top for sheet in sheets if sheet.group == group)
         yield from (sheet.stages[stage] for sheet in sheets if sheet.group == group and stage in (sheet.stages or ()))
+
+
+def _of_stage(sheet: Sheet, stage: str | None) -> Sheet:
+    "What a sheet says, said of one stage; what belongs to the top of a file stays there."
+    if not stage or sheet.stages: return sheet
+    parts = Layer([]), Layer([], ("stages", stage))
+    for path, setting in sheet.top.items(): parts[path[0] not in ("run", "search")][path] = setting
+    return Sheet(parts[0], {stage: parts[1]}, sheet.group, names_stages=False)
+
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+
+def references(value: Any) -> list[str]:
+    "What stands between ${ and } in a text, or in the texts of a list."
+    if isinstance(value, list): return [one for inner in value for one in references(inner)]
+    return _REFERENCE.findall(value) if isinstance(value, str) else []
+
+
+def _wrong_references(config: Config) -> Iterator[str]:
+    "A line for each reference to a stage that does not come before, or to something else than its output."
+    said = [(path, setting.value) for sheet in config._sheets for layer in (sheet.top, *(sheet.stages or {}).values())
+            for path, setting in layer.items()]
+    if not any(path == ("init_from",) or references(value) for path, value in said): return
+    names = config.stage_names if config.has_stages else []
+    for number, stage in enumerate(config.stages):
+        for path, value in stage.leaves().items():
+            named = [value.partition("@")[0]] if path == ("init_from",) and value else []
+            wanted = [(f"${{{one}}}", *(one.split(".") if one.count(".") == 2 else (one, "", ""))) for one in references(value)]
+            for said, head, name, what in [*wanted, *((value, "stages", one, "output") for one in named if one in names)]:
+                at = f"{stage.place(path)}  {dotted((*(('stages', names[number]) if names else ()), *path))}  {said}  "
+                if head != "stages" or what != "output": yield f"{at}is no reference; write ${{stages.NAME.output}}"
+                elif name not in names: yield f"{at}there is no stage {name}{near(name, names, '; it has ' + ', '.join(names))}"
+                elif name in names[number:]: yield f"{at}stage {name} does not come before; stages run in the order of the file"
 
 
 def _lines(tree: dict, path: tuple, config: Config) -> Iterator[tuple[str, str]]:

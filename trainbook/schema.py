@@ -343,6 +343,7 @@ class Parts(Section):
     training: Training = Training()
     inference: Inference = Inference()
     logging: Logging = Logging()
+    system: Text | None = _key(None, "who trains it: a registered system, or package.module:Name; BaseTrainer if not given")
     kind: _one_of("train", "extract", "evaluate") = _key("train", "what a stage does")
     init_from: Text | None = _key(None, "weights to start from: a stage, a run, a file")
     keep: Texts = _key(["model"], "what is taken over from there: model, optimizer, …")
