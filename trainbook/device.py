@@ -217,7 +217,7 @@ def aside(key: int) -> Iterator[None]:
     "Everything random starts from a key inside; outside it goes on as if nothing had been drawn."
     before = rng_state()
     seed_everything(key)
-    try: yield
+    try: yield before
     finally: set_rng_state(before)
 
 # %% ../nbs/10_device.ipynb #abffbe6a

@@ -174,7 +174,8 @@ def table_of_groups(groups: Iterable[Mapping], training: Mapping) -> str:
 
 def _many(parameters: Iterable[nn.Parameter]) -> str:
     "How many numbers these are, in short: 950, 12.3 K, 1.2 M."
-    count = sum(one.numel() for one in parameters if not is_lazy(one))
+    if any(map(is_lazy, parameters)): return "?"  # before the first batch
+    count = sum(one.numel() for one in parameters)
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if count >= size: return f"{count / size:.1f} {letter}"
     return str(count)

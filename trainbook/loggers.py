@@ -396,6 +396,7 @@ class Recorded(Session):
     def adopt(self, found: Checkpoint) -> None:
         "A checkpoint of another program: what it has, and the epoch that it tells."
         taken = take_over(found, self.model, None if self._manual else self.updates[""])
+        if self.average: self.average.begin()
         epoch, step = found.facts.get("epoch"), found.facts.get("step")
         self.epoch, self.batch = int(epoch) if isinstance(epoch, (int, float)) else 0, 0
         self.step = step if isinstance(step, int) else self.epoch * (self.plan.per_epoch or 0)

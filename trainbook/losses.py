@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from .registry import find, names
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['pick_loss', 'class_weights', 'loss_arguments', 'infer_loss', 'own_loss', 'form_of']
+__all__ = ['pick_loss', 'keeps_state', 'class_weights', 'loss_arguments', 'check_weights', 'infer_loss', 'own_loss', 'form_of']
 
 # %% ../nbs/16_losses.ipynb #9b2d70ae
 # Map of this module, top to bottom:
 #   pick_loss       a name and its arguments → a function
+#   keeps_state     has a checkpoint anything of a loss?
 #   class_weights   a list, a mapping or balanced → a weight for each class
 #   loss_arguments  what a config says of the loss beside its name
+#   check_weights   why class weights do not fit the first outputs
 #   infer_loss      outputs and targets → a name
 #   own_loss        what a model returns as its loss
 #   form_of         shape and dtype in a word
@@ -34,6 +37,7 @@ def _key(name: str) -> str: return re.sub(r"[^a-z0-9]|loss$", "", name.lower())
 _LOSSES = {_key(name): value for name, value in vars(torch.nn).items() if name.endswith("Loss")} | {
     "own": lambda outputs, targets: outputs if isinstance(outputs, torch.Tensor) else own_loss(outputs),
     "ce": torch.nn.CrossEntropyLoss, "mae": torch.nn.L1Loss, "bcelogits": torch.nn.BCEWithLogitsLoss, "kld": torch.nn.KLDivLoss}
+_FOR = {"weight": ("cross_entropy", "nll"), "label_smoothing": ("cross_entropy",)}
 _FAMILIAR = ("cross_entropy", "mse", "l1", "smooth_l1", "huber", "bce_with_logits", "bce", "nll", "kl_div")
 
 
@@ -42,13 +46,17 @@ def pick_loss(wanted: str | Mapping | Callable, **more: Any) -> Callable:
     a config has elsewhere: label_smoothing, weight."""
     if callable(wanted):
         if not more: return wanted
-        raise ConfigError(f"{' and '.join(more)}  belong to a loss by name, and a function was given; write them into it")
-    settings = {**(dict(wanted) if isinstance(wanted, Mapping) else {"name": wanted}), **more}
+        raise ConfigError(f"{_spelt(more)}  is for a loss by name, and a function was given; write it into that")
+    settings = dict(wanted) if isinstance(wanted, Mapping) else {"name": wanted}
     name = str(settings.pop("name", ""))
+    if twice := [key for key in more if key in settings]: raise ConfigError(f"{_spelt(twice)}  is said in loss too; say it once")
     if ":" in name or name in names("loss"): found = find("loss", name)
     elif not (found := _LOSSES.get(_key(name))):
         known = [*names("loss"), *_FAMILIAR]
         raise ConfigError(f"loss  unknown {name or 'loss without a name'}{near(name, known, '; there are ' + ', '.join(known))}")
+    elif wrong := [key for key in more if found not in [_LOSSES[_key(one)] for one in _FOR[key]]]:
+        raise ConfigError(f"{_spelt(wrong)}  is for {' and '.join(_FOR[wrong[0]])}, and the loss is {name}; leave it out")
+    settings |= more
     if not settings and not isinstance(found, type): return found
     try: inspect.signature(found).bind(**settings)
     except TypeError as error:
@@ -57,31 +65,69 @@ def pick_loss(wanted: str | Mapping | Callable, **more: Any) -> Callable:
     return found(**{key: _as_argument(key, value) for key, value in settings.items()})
 
 
+def _spelt(keys: Iterable[str]) -> str:
+    "As a config calls them."
+    return " and ".join("class_weights" if key == "weight" else key for key in keys)
+
+
 def _as_argument(key: str, value: Any) -> Any:
     "Class weights are written as a list and wanted as a tensor."
     return torch.tensor(value, dtype=torch.float32) if key in ("weight", "pos_weight") and isinstance(value, list) else value
 
 # %% ../nbs/16_losses.ipynb #4a9a9183
+def keeps_state(loss: Any) -> bool:
+    "Has a checkpoint anything of this loss? Of torch's own only what it learns; their class weights are the config's."
+    return isinstance(loss, torch.nn.Module) and (type(loss) not in _LOSSES.values() or any(True for _ in loss.parameters()))
+
+# %% ../nbs/16_losses.ipynb #86549b0f
 def class_weights(wanted: list | Mapping | str, dataset: Any = None) -> list[float]:
-    "A weight for each class."
-    if isinstance(wanted, Mapping):
-        try: weights = {int(key): float(value) for key, value in wanted.items()}
-        except (TypeError, ValueError):
-            raise ConfigError(f"class_weights  expected {{class: weight}}, found {dict(wanted)}") from None
-        return [weights.get(number, 1.0) for number in range(max(weights) + 1)]
-    if wanted != "balanced": return [float(one) for one in wanted]
-    targets = _targets_of(dataset)
-    if targets is None:
-        raise ConfigError(f"class_weights  balanced cannot count in a {type(dataset).__name__}: no tensors, no targets; "
-                          "give a list")
-    counts = torch.bincount(torch.as_tensor(targets).long().reshape(-1)).double().clamp(min=1)
-    return (counts.sum() / (len(counts) * counts)).tolist()
+    "A weight for each class; of a mapping, 1 for those that it does not name."
+    if wanted == "balanced":
+        counts = torch.bincount(_classes_in(dataset)).double().clamp(min=1)
+        weights = (counts.sum() / (len(counts) * counts)).tolist()
+    elif isinstance(wanted, Mapping):
+        try: named = {int(key): float(value) for key, value in wanted.items()}
+        except (TypeError, ValueError): named = {-1: 0.0}
+        if min(named, default=0) < 0: raise ConfigError(f"class_weights  expected {{class: weight}}, found {dict(wanted)}")
+        try: there = _classes_in(dataset).max().item() + 1
+        except (ConfigError, RuntimeError): there = 0  # the first batch tells
+        weights = [named.get(number, 1.0) for number in range(max(max(named, default=-1) + 1, there if named else 0))]
+    else: weights = [float(one) for one in wanted]
+    if not weights: raise ConfigError("class_weights  has no class; say a weight for each, {class: weight}, or balanced")
+    if all(0 <= one < math.inf for one in weights) and any(weights): return weights
+    raise ConfigError(f"class_weights  expected numbers of at least 0, not all of them 0, found {weights}")
 
 
 def loss_arguments(training: Any, dataset: Any = None) -> dict[str, Any]:
     "What a config's training section says of the loss beside its name."
     weights = {} if training.class_weights is None else {"weight": class_weights(training.class_weights, dataset)}
     return weights | ({"label_smoothing": training.label_smoothing} if training.label_smoothing else {})
+
+
+def check_weights(loss: Any, outputs: Any) -> None:
+    "ConfigError if a loss has more or fewer class weights than the model has classes; torch says it in many lines."
+    weight = loss.weight if isinstance(loss, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)) else None
+    if weight is None or not isinstance(outputs, torch.Tensor) or not outputs.dim(): return
+    if (classes := outputs.size(min(1, outputs.dim() - 1))) != len(weight):
+        raise ConfigError(f"class_weights  has {len(weight)} weights, and the model has scores for {classes} classes; "
+                          "say one for each class")
+
+
+def _classes_in(dataset: Any) -> torch.Tensor:
+    "The class numbers among a dataset's targets."
+    targets = _targets_of(dataset)
+    if targets is None:
+        raise ConfigError(f"class_weights  balanced cannot count in {'such a loader' if dataset is None else _a(dataset)}: "
+                          "no tensors, no targets; give a list")
+    try: targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"class_weights  balanced cannot count in {_a(targets)} that is no array; give a list") from None
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype is torch.bool:
+        raise ConfigError(f"class_weights  balanced counts class numbers, and the targets are {targets.dtype}; give a list")
+    return targets[targets >= 0].long()
+
+
+def _a(value: Any) -> str: return f"a {type(value).__name__}"
 
 
 def _targets_of(dataset: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .device import Precision, aside, mix, move, tensors_in
-from .losses import form_of, infer_loss, pick_loss
+from .losses import check_weights, form_of, infer_loss, pick_loss
 from .registry import find, names
 from .source import ConfigError, near
 
@@ -208,6 +208,7 @@ class Task:
         self.model, self.precision, self.device, self.seed = model, precision, precision.device, seed
         self.loss, self.measures, self._checked = None, pick_metrics(metrics), False
         self.loss_arguments, self.average = loss_arguments or {}, None
+        self.outside = None  # in an evaluation, the random numbers of the training around it
         if loss is not None: self.settle_loss(loss)
 
     def training_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
@@ -223,7 +224,10 @@ class Task:
     def calculate_loss(self, outputs: Any, targets: Any) -> torch.Tensor:
         "The loss of outputs and targets; told from the first ones if none was given."
         if self.loss is None: self.settle_loss(infer_loss(outputs, targets))
-        return self.loss(outputs, targets)
+        try: return self.loss(outputs, targets)
+        except RuntimeError:
+            check_weights(self.loss, outputs)
+            raise
 
     def settle_loss(self, wanted: Any) -> None:
         "This is the loss from now on."
@@ -302,9 +306,13 @@ class Task:
         computing = [self.model, *([self.loss] if isinstance(self.loss, torch.nn.Module) else [])]
         training = [module for part in computing for module in part.modules() if module.training]
         for part in computing: part.eval()
+        outside = self.outside
         try:
-            with aside(mix(self.seed, 2)), torch.no_grad(), self.precision.autocast(), self.averaged(): yield
+            with aside(mix(self.seed, 2)) as before, torch.no_grad(), self.precision.autocast(), self.averaged():
+                self.outside = outside or before
+                yield
         finally:
+            self.outside = outside
             for module in training: module.training = True
 
     def averaged(self) -> AbstractContextManager:

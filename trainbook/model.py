@@ -5,24 +5,25 @@
 # %% ../nbs/14_model.ipynb #9cd22f88
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['prepare', 'Average', 'summary']
+__all__ = ['prepare', 'Average', 'put_back', 'summary', 'spell_count', 'size_of']
 
 # %% ../nbs/14_model.ipynb #d10c01be
 # Map of this module, top to bottom:
 #   prepare         the switches of a config, in place
-#   Average         an exponential average of the weights
-#   summary         layers, parameters, memory
+#   Average         an exponential average of the weights · put_back: the weights that train, from a checkpoint
+#   summary         layers, parameters, memory · spell_count, size_of
 
 # %% ../nbs/14_model.ipynb #055982df
 def prepare(model: torch.nn.Module, training: Any) -> torch.nn.Module:
@@ -31,7 +32,10 @@ def prepare(model: torch.nn.Module, training: Any) -> torch.nn.Module:
         if not any(one.dim() == 4 for one in model.parameters()):
             raise ConfigError("channels_last  is a layout of pictures, and this model has no two-dimensional convolution")
         model.to(memory_format=torch.channels_last)
-    if training.gradient_checkpointing: _recompute_blocks(model)
+    if training.gradient_checkpointing:
+        if callable(own := getattr(model, "gradient_checkpointing_enable", None)): own()
+        elif not training.compile: _recompute_blocks(model)
+        else: raise ConfigError("compile  cannot look into blocks that gradient_checkpointing computes twice; say one of them")
     if training.compile: _compile(model)
     return model
 
@@ -43,14 +47,14 @@ def _compile(model: torch.nn.Module) -> None:
 
 
 def _recompute_blocks(model: torch.nn.Module) -> None:
-    if callable(enable := getattr(model, "gradient_checkpointing_enable", None)): return enable()
     blocks = [part for whole in model.modules() if isinstance(whole, (torch.nn.ModuleList, torch.nn.Sequential))
               for part in whole if isinstance(whole, torch.nn.ModuleList) or any(part.children())]
     blocks = [one for one in blocks if not any(one is not other and one in set(other.modules()) for other in blocks)]
     if not blocks:
         raise ConfigError("gradient_checkpointing  found no blocks: no ModuleList, no Sequential of parts that have parts; "
                           "give the model a gradient_checkpointing_enable()")
-    for block in blocks: block.forward = partial(_twice, block, block.forward)
+    for block in blocks:
+        if getattr(block.forward, "func", None) is not _twice: block.forward = partial(_twice, block, block.forward)
 
 
 def _twice(block: torch.nn.Module, forward: Any, *inputs: Any, **named: Any) -> Any:
@@ -69,7 +73,8 @@ def _still(block: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, momentum in zip(moving, momenta):
             module.momentum = momentum
-            if module.num_batches_tracked is not None: module.num_batches_tracked.sub_(1)
+            counts = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)  # an InstanceNorm has the number, and leaves it
+            if counts and module.num_batches_tracked is not None: module.num_batches_tracked.sub_(1)
 
 # %% ../nbs/14_model.ipynb #6cdf78dd
 class Average:
@@ -78,8 +83,11 @@ class Average:
     def __init__(self, model: torch.nn.Module, decay: float):
         named = {name: one for name, one in model.named_parameters() if one.is_floating_point()}
         if not named: raise ConfigError("ema  found no weights to average in this model")
+        if lazy := [name for name, one in named.items() if is_lazy(one)]:
+            raise ConfigError(f"ema  {lazy[0]} has no shape before the first batch; call the model once on a batch, then train")
         self.names, self.weights = list(named), list(named.values())
         self.decay, self.count = decay, 0
+        self.inside = False  # the average is in the model, or halfway
         self.values = [one.detach().clone() for one in self.weights]
 
     def update(self) -> None:
@@ -90,45 +98,79 @@ class Average:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        "The model has the average inside."
+        "The model has the average inside; before the first update, and inside itself, nothing changes."
+        if self.inside or not self.count:
+            yield
+            return
+        self.inside = True
         self._swap()
         try: yield
-        finally: self._swap()
+        finally:
+            if self.inside: self._swap()  # unless others were loaded meanwhile
+            self.inside = False
 
     def _swap(self) -> None:
         for number, one in enumerate(self.weights): one.data, self.values[number] = self.values[number], one.data
 
     def trained(self) -> dict[str, torch.Tensor]:
         "The weights that train, by name; in a checkpoint the model itself has the average."
-        return {name: one.detach() for name, one in zip(self.names, self.weights)}
+        return {name: one.detach() for name, one in zip(self.names, self.values if self.inside else self.weights)}
 
-    @torch.no_grad()
-    def load(self, trained: Mapping[str, torch.Tensor], count: int) -> None:
-        "The loaded model has the average after `count` updates: it becomes ours, and the weights that train come back."
-        self.count = count
-        for name, one, value in zip(self.names, self.weights, self.values):
-            value.copy_(one)
-            one.copy_(trained[name])
+    def begin(self, count: int = 0) -> None:
+        "What is in the model now is the average after `count` updates."
+        self.count, self.inside = count, False
+        self.values = [one.detach().clone() for one in self.weights]
+
+
+@torch.no_grad()
+def put_back(model: torch.nn.Module, trained: Mapping[str, torch.Tensor]) -> None:
+    "The weights that train, into a model that was loaded with their average."
+    for name, one in model.named_parameters():
+        if name in trained: one.copy_(trained[name])
 
 # %% ../nbs/14_model.ipynb #ec0c876f
-def summary(model: torch.nn.Module, depth: int = 2, moments: int = 2) -> str:
-    "Layers and parameters as a table, memory in a line; `moments` is what the optimizer keeps for each weight (Adam: 2)."
-    rows = [("layer", "kind", "parameters", "trainable")]
-    for name, module in model.named_modules():
-        deeper = name.count(".") + 1 < depth and any(module.children())
-        if not name or name.count(".") >= depth or deeper: continue
-        own = list(module.parameters())
-        rows.append((name, type(module).__name__, _count(own), _count([one for one in own if one.requires_grad])))
-    everything, buffers = list(model.parameters()), list(model.buffers())
+def summary(model: torch.nn.Module, depth: int = 2, **beside: int | None) -> str:
+    "Layers and parameters as a table, memory in a line; `beside` are bytes that are kept besides, None if nobody knows."
+    rows, seen = [("layer", "kind", "parameters", "trainable")], set()
+    for name, kind, own in _lines(model, depth):
+        fresh = [one for one in own if one not in seen]
+        seen.update(fresh)
+        kind += ", tied" * (len(fresh) < len(own))
+        rows.append((name, kind, spell_count(fresh), spell_count(one for one in fresh if one.requires_grad)))
+    everything = list(model.parameters())
     trained = [one for one in everything if one.requires_grad]
-    rows.append(("all", type(model).__name__, _count(everything), _count(trained)))
+    rows.append(("all", type(model).__name__, spell_count(everything), spell_count(trained)))
     wide = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{row[0]:{wide[0]}}  {row[1]:{wide[1]}}  {row[2]:>{wide[2]}}  {row[3]:>{wide[3]}}" for row in rows]
-    parts = {"weights": _bytes(everything), "buffers": _bytes(buffers), "gradients": _bytes(trained),
-             "optimizer": moments * _bytes(trained)}
-    told = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts.items() if size)
-    return "\n".join([*lines, f"memory in MB without activations: {told}; in all {sum(parts.values()) / 2**20:,.1f}"])
+    parts = {"weights": size_of(everything), "buffers": size_of(model.buffers()), "gradients": size_of(trained), **beside}
+    told = [f"{name} {_spell_size(size)}" for name, size in parts.items() if size != 0]
+    whole = None if None in parts.values() else sum(parts.values())
+    return "\n".join([*lines, f"memory without activations: {', '.join([*told, f'in all {_spell_size(whole)}'])}"])
 
 
-def _count(tensors: list) -> str: return f"{sum(one.numel() for one in tensors):,}"
-def _bytes(tensors: list) -> int: return sum(one.numel() * one.element_size() for one in tensors)
+def _lines(model: torch.nn.Module, depth: int) -> Iterator[tuple[str, str, list[torch.nn.Parameter]]]:
+    "Name, kind and parameters of each line: a layer, or a parameter that lies beside layers."
+    for name, module in model.named_modules():
+        level = name.count(".") + 1 if name else 0
+        if level < depth and any(module.children()):
+            for key, one in module.named_parameters(name, recurse=False): yield key, type(one).__name__, [one]
+        elif name and level <= depth: yield name, type(module).__name__, list(module.parameters())
+
+
+def spell_count(tensors: Iterable[torch.Tensor]) -> str:
+    "How many numbers they have, with commas; a question mark if one has no shape yet."
+    tensors = list(tensors)
+    return "?" if any(map(is_lazy, tensors)) else f"{sum(one.numel() for one in tensors):,}"
+
+
+def size_of(tensors: Iterable[torch.Tensor]) -> int | None:
+    "Their bytes; None if one has no shape yet."
+    tensors = list(tensors)
+    return None if any(map(is_lazy, tensors)) else sum(one.numel() * one.element_size() for one in tensors)
+
+
+def _spell_size(size: int | None) -> str:
+    if size is None: return "?"
+    for power, unit in ((30, "GB"), (20, "MB"), (10, "KB")):
+        if size >= 2**power: return f"{size / 2**power:,.1f} {unit}"
+    return f"{size} B"

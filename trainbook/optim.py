@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import inspect
-from copy import deepcopy
+from collections import defaultdict
+from copy import copy, deepcopy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import _default_to_fused_or_foreach, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .config import Config
-from .groups import number_of_rest, own_numbers, parameter_groups
+from .groups import number_of_rest, own_numbers, parameter_groups, table_of_groups
 from .registry import find, names
 from .schedule import Plateau, Schedule, Torched
 from .schema import OPTIMIZERS
@@ -70,6 +72,7 @@ def _class_of(kind: str) -> type:
 
 # %% ../nbs/21_optim.ipynb #38b08f2d
 _HOW = ("fused", "foreach", "capturable", "differentiable")
+_same = lambda one, other: one == other or isinstance(one, (list, tuple)) and other is not None and list(one) == list(other)
 _WRAPPER = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__  # what torch puts around each step
 
 
@@ -131,7 +134,7 @@ class Update:
 
     def follow(self, training: Any, before: Mapping[str, Any]) -> None:
         """Numbers that were changed; `before` are those that its groups have followed so far. What a group has of its own stays,
-        unless that was changed; only its learning rate moves with the config's, in proportion."""
+        unless that was changed, and so does what a person made by hand; only its learning rate moves, in proportion."""
         self.clip, self.clip_value, lr = training.clip, training.clip_value, before["lr"]
         for group in self.optimizer.param_groups:
             now, was = (own_numbers(section, group.get("name")) for section in (training, before))
@@ -139,8 +142,9 @@ class Update:
             elif training.lr != lr:
                 group["initial_lr"] = group["initial_lr"] * training.lr / lr if lr else now.get("lr", training.lr)
             for key in ("weight_decay", "momentum", "betas"):
-                wanted = now.get(key, training[key])
-                if key in group and wanted is not None and wanted != was.get(key, before[key]): group[key] = wanted
+                wanted, said = now.get(key, training[key]), was.get(key, before[key])
+                follows = key in group and _same(group[key], self.optimizer.defaults.get(key) if said is None else said)
+                if follows and wanted is not None and not _same(wanted, said): group[key] = wanted
 
     def backward(self, loss: torch.Tensor, inputs: list[torch.Tensor] | None = None) -> None:
         "Gradients of a loss, multiplied by the scale of fp16 if there is one; of these inputs only, if they are named."
@@ -193,6 +197,30 @@ class Update:
         one = self.optimizer
         return bool("step" in vars(one) or one._optimizer_step_pre_hooks or one._optimizer_step_post_hooks
                     or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or torch.autograd._profiler_enabled())
+
+    def describe(self, training: Mapping) -> str:
+        "The optimizer, how it steps, and its groups, as text."
+        group = self.optimizer.param_groups[0]
+        fused, foreach = group.get("fused"), group.get("foreach")
+        if fused is None and foreach is None and "foreach" in group:
+            _, foreach = _default_to_fused_or_foreach(self.parameters, False)
+        way = "fused" if fused else "foreach" if foreach else "one by one"
+        return f"{type(self.optimizer).__name__}, {way}\n{table_of_groups(self.optimizer.param_groups, training)}"
+
+    def kept(self) -> int | None:
+        "Bytes that the optimizer keeps beside its weights, found out with a step on a small one; None where it does not tell."
+        whole = 0
+        if any(map(is_lazy, self.parameters)): return None
+        for group in self.optimizer.param_groups:
+            probe, some = copy(self.optimizer), group["params"]
+            small = torch.zeros(2, 3, device=self.bad.device, dtype=some[0].dtype, requires_grad=True)
+            small.grad = torch.zeros_like(small)
+            probe.state, probe.param_groups = defaultdict(dict), [{**group, "params": [small]}]
+            try: probe.step()
+            except Exception: return None
+            state = [one for one in probe.state[small].values() if isinstance(one, torch.Tensor) and one.shape == small.shape]
+            whole += sum(one.element_size() for one in state) * sum(one.numel() for one in some)
+        return whole
 
     def state_dict(self) -> dict[str, Any]:
         "What an update needs besides the optimizer's own state: the scale of fp16."

@@ -19,12 +19,12 @@ from .console import History, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import ahead, make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
 from .dist import check_alone
-from .groups import Freezing, table_of_groups
+from .groups import Freezing
 from .load import load_checkpoint
 from .loggers import Numbers, Recorded, Step
-from .losses import loss_arguments
+from .losses import keeps_state, loss_arguments
 from .metrics import Task, check_monitor, direction
-from .model import Average, prepare, summary
+from .model import Average, prepare, put_back, size_of, spell_count, summary
 from .optim import Update, check_fits, following, make_updates, train_step, untrained
 from .order import is_plain, phases_of
 from .plan import Plan, check_asked, make_plan
@@ -257,9 +257,9 @@ class Trainer(Recorded, Task):
         t, optimizers = self.config.training, {name: update.optimizer.state_dict() for name, update in self.updates.items()}
         with self.averaged(): model = self.model.state_dict()
         state = {"model": model, "scaler": {name: update.state_dict() for name, update in self.updates.items()},
-                 "rng": self.rng if self.wishes is None or self._opening else rng_state(),
+                 "rng": self.rng if self.wishes is None or self._opening else self.outside or rng_state(),
                  **({"optimizers": optimizers} if self._manual else {"optimizer": optimizers[""]})}
-        if isinstance(self.loss, torch.nn.Module) and (inner := self.loss.state_dict()): state["loss"] = inner
+        if keeps_state(self.loss) and (inner := self.loss.state_dict()): state["loss"] = inner
         if self.average: state["trained"] = self.average.trained()
         state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
             "numbers": self.numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
@@ -280,14 +280,14 @@ class Trainer(Recorded, Task):
         check_fits(self.updates, kept, told["kinds"])
         if differences and not allow_drift:
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
-        trained = state.get("trained", {})  # beside an average, which is the checkpoint's model
-        load_weights(self.model, state["model"] if self.average else state["model"] | trained)
-        if self.average: self.average.load(trained or self.model.state_dict(), told.get("averaged", 0))
+        load_weights(self.model, state["model"])
+        if self.average: self.average.begin(told.get("averaged", 0))
+        put_back(self.model, state.get("trained", {}))  # beside an average, which is the checkpoint's model
         for name, update in self.updates.items():
             update.take(kept[name])
             update.load_state_dict(state["scaler"].get(name, {}))
         if self.loss is None and told["loss"]: self._settle(told["loss"], "checkpoint")
-        if isinstance(self.loss, torch.nn.Module) and "loss" in state: self.loss.load_state_dict(state["loss"])
+        if keeps_state(self.loss) and "loss" in state: self.loss.load_state_dict(state["loss"])
         for key in _KEPT: setattr(self, key, copy(told.get(key, getattr(self, key))))  # one of an earlier version has not all
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
         if told.get("schedule"): self.schedule.load_state_dict(told["schedule"])
@@ -352,6 +352,7 @@ class Trainer(Recorded, Task):
             self.numbers.new_epoch()
         self._make_plan()
         self._checked = False
+        if self.average and not self.average.count: self.average.begin()  # weights may have been loaded by hand
         if t.monitor and not t.monitor.startswith("train_"):
             check_monitor(t.monitor, self._evaluated("val", self._val_loaders, batches=1))
         for part in (self.model, self.loss):  # a part that a person froze in a model that trains stays so
@@ -362,7 +363,8 @@ class Trainer(Recorded, Task):
 
     def breaks(self, error: BaseException) -> str:
         half = any(one.busy for one in self.updates.values())
-        return super().breaks(error) or ("failed in the middle of an update" if half else "")
+        mixed = "was stopped while weights and their average changed places" if self.average and self.average.inside else ""
+        return super().breaks(error) or ("failed in the middle of an update" if half else mixed)
 
     def finish(self) -> str:
         "The last evaluation, the last checkpoint; how it ended."
@@ -379,7 +381,7 @@ class Trainer(Recorded, Task):
         if not self.record or not self.best: return
         best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
         load_weights(self.model, best["model_state_dict"])
-        if self.average: self.average.load(self.average.trained(), self.average.count)
+        if self.average: self.average.begin(self.average.count)
         self.torn = "has ended with its best weights"
         told = spell_row({self.best["name"]: self.best["value"]})
         self.console.line(f"the weights are those of step {best['step']:,}, the best  {told}")
@@ -389,8 +391,10 @@ class Trainer(Recorded, Task):
 
     def summary(self, depth: int = 2) -> str:
         "Layers, parameters and memory; what learns, and how fast."
-        groups = [table_of_groups(one.optimizer.param_groups, self.config.training) for one in self.updates.values()]
-        return "\n\n".join(filter(None, (repr(self), summary(self.model, depth), *groups, self.freezing.describe(self.epoch))))
+        kept = [update.kept() for update in self.updates.values()]
+        more = {"optimizer": None if None in kept else sum(kept), "average": size_of(self.average.values if self.average else ())}
+        parts = [f"{name or 'optimizer'}: {one.describe(self.config.training)}" for name, one in self.updates.items()]
+        return "\n\n".join((repr(self), summary(self.model, depth, **more), *parts, self.freezing.describe(self.epoch)))
 
     def plot_schedule(self) -> Any:
         "A picture of the learning rate over all of the training, as it would go from here."
@@ -398,6 +402,5 @@ class Trainer(Recorded, Task):
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(update.optimizer).__name__ for update in self.updates.values())
-        count = sum(one.numel() for one in self.model.parameters())
-        return (f"Trainer of {type(self.model).__name__} ({count:,} parameters), {kinds}, "
+        return (f"Trainer of {type(self.model).__name__} ({spell_count(self.model.parameters())} parameters), {kinds}, "
                 f"{self.schedule.kind} to step {self.plan.total or '?'}, {self.precision.name} on {self.device}, at {self.where}")
