@@ -5,6 +5,7 @@
 # %% ../nbs/04_config.ipynb #fb091575
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -86,8 +87,8 @@ class Config:
     def merge(self, other: Config | dict) -> Config:
         "Another config in which `other` wins, also over stages; of a stage's config, in that stage alone."
         other = other if isinstance(other, Config) else Config.from_dict(other, "merge")
-        above = 1 + max(sheet.group for sheet in self._sheets)
-        sheets = [replace(_of_stage(sheet, self._stage), group=sheet.group + above) for sheet in other._sheets]
+        above, stage = 1 + max(sheet.group for sheet in self._sheets), self._stage if stages_of(self._sheets) else None
+        sheets = [replace(_of_stage(sheet, stage), group=sheet.group + above) for sheet in other._sheets]
         return Config([*self._sheets, *sheets], self._title, self._stage)
 
     # --- stages -----------------------------------------------------------------------------------
@@ -114,6 +115,12 @@ class Config:
     def whole(self) -> Config:
         "The config that a stage belongs to; of a whole, itself."
         return Config(self._sheets, self._title) if self._stage else self
+
+    @property
+    def file(self) -> dict[str, str] | None:
+        "The file that it was read from and the sha256 of that; None if there is none."
+        try: return {"file": self._title, "sha256": hashlib.sha256(Path(self._title).read_bytes()).hexdigest()}
+        except OSError: return None
 
     @property
     def stage_name(self) -> str:

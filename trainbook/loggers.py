@@ -117,7 +117,7 @@ class Recorded(Session):
         self.record: Record | None = None  # while the run is open
         self.writes, self.given = run is not False, run if isinstance(run, Run) else None
         self.origin: Origin | None = None  # the checkpoint or the session that this one goes on from
-        self.loaded = False                # from a file that lies in no run
+        self.loaded, self.allow_drift = False, False  # from a file that lies in no run; with other data
         t = config.training
         self.schedule: Any = None
         self.ends: tuple = ()              # of the schedule, at which training went on
@@ -147,7 +147,7 @@ class Recorded(Session):
         run = Run(run.folder.absolute())  # the current folder may change
         self.record = Record(run, self.stage, self.config)  # nothing is read before it is ours
         if goes_on and self.origin is None and steps(run.folder/self.stage):
-            self._go_on_from(load_checkpoint(run.folder/self.stage, quiet=True))
+            self._go_on_from(load_checkpoint(run.folder/self.stage, quiet=True), self.allow_drift)
         facts = self.facts()
         self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **facts)
         self.run, self.console.file, self.loaded = run, run.folder/"train.log", False
@@ -198,9 +198,9 @@ class Recorded(Session):
         loader = keyed(loader, self.config, "test")
         with loader.kept(): return self.outputs_over(self._shown(loader, "predicting", all_of=True))
 
-    def _shown(self, loader: KeyedLoader, what: str, all_of: bool = False) -> Iterator[tuple[int, Any]]:
+    def _shown(self, loader: KeyedLoader, what: str, **how: Any) -> Iterator[tuple[int, Any]]:
         "The batches, with a bar; a wish to stop gives them up."
-        for pair in self.console.over(self._batches(loader, all_of=all_of), what, length_of(loader), self.step):
+        for pair in self.console.over(self._batches(loader, **how), what, length_of(loader), self.step):
             if self.gives_up and self.wishes.asked: raise GivenUp
             yield pair
 
@@ -286,7 +286,7 @@ class Recorded(Session):
         self._settle(wanted, "first batch")
         if not inferred: return
         self.console.line(f"loss: {wanted}, told from the first batch")
-        if self.record: write_whole(self.record.run.folder/"config.yaml", self.config.to_yaml())
+        if self.record: write_whole(self.record.run.folder/"config.yaml", self.config.whole.to_yaml())
 
     def _settle(self, wanted: Any, where: str) -> None:
         super().settle_loss(wanted)

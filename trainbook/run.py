@@ -88,7 +88,7 @@ class Run:
         config = config or Config.from_dict({})
         if config.training.save_dir:
             return cls._create_at(Path(config.training.save_dir).expanduser(), config, parent, command)
-        stem = check_name(config.run.name) if config.run.name else _tidy(config.name)
+        stem = check_name(config.run.name) if config.run.name else _tidy(config.whole.name)
         return cls._fill(_new_folder(Path(config.run.root).expanduser()/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"),
                          config, parent, command)
 
@@ -112,14 +112,14 @@ class Run:
         if foreign := _in_the_way(folder): raise RunError(f"{folder} has its own {foreign}; choose another save_dir")
         found = sorted(name for name in os.listdir(folder) if name not in _OURS and not name.startswith(".tmp-"))
         (folder/"inbox").mkdir(exist_ok=True)
-        write_whole(folder/"config.yaml", config.to_yaml())
+        write_whole(folder/"config.yaml", config.whole.to_yaml())
         info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2]}
                           if parent else None,
                 "seed": config.training.seed, "command": sys.argv if command is None else command, "cwd": os.getcwd(),
                 "host": platform.node(), "platform": platform.platform(), "versions": versions(), "git": git_state(),
-                "found": found}
+                "config": config.file, "found": found}
         if parent: _note_branch(parent[0].folder, info["id"], {"folder": str(folder.absolute()), "stage": parent[1],
                                                                "step": parent[2]})
         write_whole(folder/"run.json", json.dumps(info, indent=1))
