@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from exact import X, Y, blocks, net
 from trainbook.events import Callback
 from trainbook.load import load_checkpoint
-from trainbook.loggers import NonFinite
+from trainbook.metrics import NonFinite
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
 

@@ -29,7 +29,7 @@ from trainbook.data import KeyedLoader
 from trainbook.device import seed_everything
 from trainbook.events import EVENTS, Callback, CallbackError
 from trainbook.lock import RunBusy
-from trainbook.loggers import NonFinite
+from trainbook.metrics import NonFinite
 from trainbook.registry import register
 from trainbook.stepfolder import steps
 from trainbook.tensorfile import CheckpointError
@@ -671,7 +671,7 @@ def test_bars_leave_nothing_behind(shown, columns, lines):
     """In a terminal the lines are all that is left of training, evaluation and prediction."""
     wrote, log = shown[columns, lines]
     told = [re.sub(r"^\S+ \S+  ", "", one) for one in log.read_text().splitlines()]
-    assert sum(one.startswith("epoch") for one in told) == 2 and wrote.count("%") > 10 and re.search(r"evaluating \d+/10", wrote) and "predicting" in wrote  # there were bars
+    assert sum(one.startswith("epoch") for one in told) == 2 and wrote.count("%") > 10 and re.search(r"evaluating: +\d+%\|[█▏▎▍▌▋▊▉ ]*\| \d+/10 ", wrote) and "predicting" in wrote  # there were bars
     assert screen(wrote, columns) == screen("\r\n".join([*told, "the end"]), columns)
 
 

@@ -23,8 +23,8 @@ from trainbook.data import KeyedLoader
 from trainbook.device import move, tensors_in
 from trainbook.events import Callback, CallbackError, Paused
 from trainbook.ledger import read_rows
-from trainbook.loggers import NonFinite
-from trainbook.metrics import Waiting
+from trainbook.metrics import NonFinite
+from trainbook.device import Waiting
 from trainbook.stepfolder import steps
 from trainbook.tensorfile import CheckpointError
 from trainbook.trainer import Trainer

@@ -16,13 +16,13 @@ from typing import Any
 from .source import near
 
 # %% auto #0
-__all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'spell_row', 'spell_number', 'History']
+__all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History']
 
 # %% ../nbs/18_console.ipynb #b806aa5b
 # Map of this module, top to bottom:
 #   Bar             how far it is; drawn after half a second, where it can be redrawn
 #   Console         lines to the screen and to train.log
-#   fill            a line that a person has written, with numbers
+#   fill, names_in  a line that a person has written, with numbers; the names that such lines want
 #   spell_row       a row of numbers as a line
 #   History         what was measured, as a table and as a picture
 
@@ -36,29 +36,53 @@ def in_notebook() -> bool:
 class Bar:
     "How far something is, from where it began; `at(done)` may be called as often as one likes."
 
-    def __init__(self, total: int | None = None, first: int = 0, patience: float = 0.5):
-        self.total, self.first, self.patience = total, first, patience
-        self._began, self._drawn, self._bar = time.perf_counter(), 0.0, None
+    def __init__(self, label: str = "", total: int | None = None, first: int = 0, patience: float = 0.5):
+        self._drawn, self._bar, self._there = 0.0, None, False
         self._can = in_notebook() or sys.stdout is not None and sys.stdout.isatty()
+        self._from = time.perf_counter() + patience
+        self.counting: tuple = (label, total, first, time.perf_counter())
 
     def at(self, done: int, note: str = "") -> None:
         "So much is done. Draws at most five times a second."
         now = time.perf_counter()
-        if not self._can or now - self._began < self.patience or now - self._drawn < 0.2: return
+        if not self._can or now < self._from or now - self._drawn < 0.2: return
         self._drawn = now
-        if self._bar is None: self._bar = self._make()
-        bar, here = self._bar, max(1, done - self.first)
-        room = shutil.get_terminal_size().columns - 40 - 2 * len(str(self.total))  # a line that wraps cannot be taken back
-        bar.start_t, bar.last_t, bar.comment = self._began, now, note if in_notebook() else note[:max(0, room)]
-        bar.pred_t = None if self.total is None else (now - self._began) * (self.total - self.first) / here
-        bar.update_bar(min(done, self.total) if self.total else done)
+        if in_notebook(): self._in_notebook(done, note, now)
+        else: self._write(f"\r\x1b[2K{self._line(done, note, now)}", True)
 
-    def _make(self) -> Any:
-        from fastprogress import fastprogress
-        kind = fastprogress.NBProgressBar if in_notebook() else fastprogress.ConsoleProgressBar
-        bar = kind(None, total=self.total if self.total else "noinfer", leave=False)
-        bar.on_iter_begin()
-        return bar
+    def _line(self, done: int, note: str, now: float) -> str:
+        "Epoch 3/10:  45%|████▌     | 225/500 [00:12<00:15, 18.20it/s]  loss 0.4312, no wider than the window."
+        label, total, first, began = self.counting
+        made, seconds = max(1, done - first), max(1e-9, now - began)
+        speed = f"{made / seconds:.2f}it/s" if made > seconds else f"{seconds / made:.2f}s/it"
+        head, tail, room = f"{label}: ", f"{done}it [{_clock(seconds)}, {speed}]", shutil.get_terminal_size().columns - 1
+        if total:
+            left = _clock((total - done) * seconds / made) if done > first else "?"
+            head += f"{100 * done // total:3}%|"
+            tail = f"| {done}/{total} [{_clock(seconds)}<{left}, {speed}]"
+        free = room - len(head) - len(tail)
+        while note and len(note) + 2 > free - 10 * bool(total): note = note.rpartition("  ")[0]  # a number less
+        tail += f"  {note}" if note else ""
+        return f"{head}{_cells(done / total, room - len(head) - len(tail)) if total else ''}{tail}"[:room]
+
+    def _write(self, text: str, there: bool) -> None:
+        "To the screen, after which the bar is there or not; if nobody sees it any more, it is drawn no more."
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except (OSError, ValueError): self._can = False
+        self._there = there
+
+    def _in_notebook(self, done: int, note: str, now: float) -> None:
+        label, total, first, began = self.counting
+        if self._bar is None:
+            from fastprogress.fastprogress import NBProgressBar
+            self._bar = NBProgressBar(None, total=total or "noinfer", leave=False)
+            self._bar.on_iter_begin()
+        bar, bar.total, bar.start_t, bar.last_t = self._bar, total or None, began, now
+        bar.pred_t = (now - began) * (total - first) / max(1, done - first) if total else None
+        bar.comment = "  ".join(filter(None, (label, note)))
+        bar.update_bar(min(done, total) if total else done)
 
     def close(self) -> None:
         "Takes it away."
@@ -68,14 +92,34 @@ class Bar:
 
     def clear(self) -> None:
         "Makes room for a line; the next `at` draws it again."
-        if self._bar is not None and not in_notebook(): sys.stdout.write("\r\x1b[2K")  # the whole line, however wide it is
+        if self._there: self._write("\r\x1b[2K", False)  # the whole line, however wide it is
         self._drawn = 0.0
 
-    def over(self, batches: Iterable, note: str = "") -> Iterator:
-        "The same items, counted."
-        for done, item in enumerate(batches, self.first + 1):
-            yield item
-            self.at(done, note)
+    def over(self, batches: Iterable, label: str, total: int | None = None) -> Iterator:
+        "The same items, counted; afterwards it goes on with what it counted before, whose clock stood still."
+        kept, began = self.counting, time.perf_counter()
+        self.clear()
+        self.counting = (label, total, 0, began)
+        try:
+            for done, item in enumerate(batches, 1):
+                yield item
+                self.at(done)
+        finally:
+            self.clear()
+            self.counting = (*kept[:3], kept[3] + time.perf_counter() - began)
+
+
+def _clock(seconds: float) -> str:
+    "02:13, or 1:02:13."
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes:02}:{rest:02}"
+
+
+def _cells(part: float, wide: int) -> str:
+    "A part of so many cells, to an eighth of one where the screen can show it."
+    eighths = max(0, min(int(part * wide * 8), wide * 8))
+    if "utf" not in (getattr(sys.stdout, "encoding", "") or "").lower(): return ("#" * (eighths // 8)).ljust(wide)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(wide)
 
 # %% ../nbs/18_console.ipynb #a2ff953f
 class Console:
@@ -96,28 +140,37 @@ class Console:
             with open(self.file, "a", encoding="utf-8") as log: log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         except OSError: return  # the event log has the numbers, and says what is wrong with the disk
 
-    def start_bar(self, total: int | None, first: int = 0) -> Bar:
-        "The bar that lines make room for, until the next one."
+    def start_bar(self) -> None:
+        "A bar that lines make room for; `count` says of what."
         self.end_bar()
-        self.bar = Bar(total, first, 0.5 if not self.quiet else float("inf"))
-        return self.bar
+        self.bar = Bar(patience=0.5 if not self.quiet else float("inf"))
 
-    def over(self, pairs: Iterable, what: str, total: int | None, step: int) -> Iterator:
-        "The same items, counted on a bar of their own, or on the one that is there."
-        bar = self.bar or Bar(total)
-        for done, pair in enumerate(pairs, 1):
-            yield pair
-            if bar is self.bar: bar.at(step, f"{what} {done}/{total or '?'}")
-            else: bar.at(done, what)
+    def count(self, plan: Any, step: int, epoch: int, batch: int, accumulate: int = 1) -> None:
+        "The bar counts the batches of this epoch from now on, those that a training makes that ends before it does."
+        left = None if plan.total is None else batch + (plan.total - step) * accumulate
+        total = min((one for one in (plan.batches, left) if one is not None), default=None)
+        of = f"/{plan.end.amount:g}" if plan.end.unit == "epochs" else ""
+        if self.bar: self.bar.counting = (f"Epoch {epoch + 1}{of}", total, batch, time.perf_counter())
+
+    def over(self, pairs: Iterable, what: str, total: int | None) -> Iterator:
+        "The same items, counted on the bar that is there, or on one of their own."
+        bar = self.bar or Bar(patience=0.5 if not self.quiet else float("inf"))
+        yield from bar.over(pairs, what, total)
         if bar is not self.bar: bar.close()
 
     def epoch(self, epoch: int, end: float | None, told: dict[str, float], seconds: float, best: bool) -> None:
         "The line of an epoch, or those that a person has written."
-        of = "" if end is None else f"/{end:g}"
-        numbers = {"epoch": epoch, "epochs": "?" if end is None else f"{end:g}", "seconds": seconds, **told}
-        try: lines = [fill(form, numbers) for form in self.forms]
-        except ValueError as error: lines, self.forms = [f"epoch_line  {error}"], []
+        lines, epochs = [], "?" if end is None else int(end) if end % 1 == 0 else end
+        numbers = {"epoch": epoch, "epochs": epochs, "seconds": seconds, **told}
+        validated = any(name.startswith("val_") for name in told)
+        for form in list(self.forms):
+            if not validated and any(name.startswith("val_") for name in names_in([form])): continue
+            try: lines.append(fill(form, numbers))
+            except ValueError as error:
+                lines.append(f"epoch_line  {error}")
+                self.forms.remove(form)  # it is said once
         if not self.forms:
+            of = "" if end is None else f"/{end:g}"
             lines.append(f"epoch {epoch}{of}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
         elif best: lines.append("new best")
         for line in lines: self.line(line)
@@ -125,6 +178,10 @@ class Console:
     def end_bar(self) -> None:
         if self.bar: self.bar.close()
         self.bar = None
+
+
+_PLACE = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
+_SPEC = re.compile(r"[<>^]?[-+ ]?\d{0,2},?(\.\d{1,2})?[dfeEgG%]?")  # nothing that could fill the memory
 
 
 def fill(form: str, numbers: Mapping[str, Any]) -> str:
@@ -135,11 +192,26 @@ def fill(form: str, numbers: Mapping[str, Any]) -> str:
         name, spec = found.groups()
         if name not in numbers: raise ValueError(f"there is no {name}{near(name, numbers, f'; there are {known}')}")
         one = numbers[name]
-        if spec == "short" and not 1e-3 <= abs(one) < 1e4: return re.sub(r"e([+-])0*", r"e\1", f"{one:.0e}")
-        if spec == "short": spec = ".3g"
-        try: return format(one, spec or "")
-        except ValueError: raise ValueError(f"{{{name}:{spec}}} is no format for {one!r}") from None
-    return re.sub(r"\{(\w+)(?::([^{}]*))?\}", value, form)
+        if isinstance(one, str): return one
+        if spec == "short": return _short(one)
+        try:
+            if _SPEC.fullmatch(spec or ""): return format(one, spec or "")
+        except ValueError: pass  # d for a number that is not whole
+        raise ValueError(f"{{{name}:{spec}}} is no format for {one!r}; write it as .3f, d, .1% or short")
+    return _PLACE.sub(value, form)
+
+
+def names_in(forms: Iterable[str]) -> set[str]:
+    "The names that such lines want."
+    return {name for form in forms for name, _ in _PLACE.findall(form)}
+
+
+def _short(one: float) -> str:
+    "At most three digits, and a power of ten where that is shorter: 0.284, 0.05, 1.5e-4, 0."
+    text = f"{one:.3g}"
+    if not (one and abs(one) < 1e-3 or "e" in text): return text
+    digits, _, power = f"{one:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def spell_row(numbers: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ from .source import ConfigError, near
 
 # %% auto #0
 __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', 'samples_in', 'ahead', 'mix', 'reseed',
-           'reseed_python_numpy', 'rng_state', 'set_rng_state', 'seed_everything', 'aside', 'make_deterministic']
+           'reseed_python_numpy', 'rng_state', 'set_rng_state', 'seed_everything', 'aside', 'make_deterministic',
+           'Waiting', 'Tally']
 
 # %% ../nbs/10_device.ipynb #7b6ee3c5
 # Map of this module, top to bottom:
@@ -31,6 +32,7 @@ __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', '
 #   rng_state, set_rng_state    everything random, as a value
 #   aside                       random work that leaves no trace outside
 #   make_deterministic          what torch needs to compute the same twice
+#   Waiting, Tally              numbers that stay on the device until many are fetched in one copy; their means
 
 # %% ../nbs/10_device.ipynb #3468d5ee
 _KINDS = ("cpu", "cuda", "mps", "xpu")
@@ -227,3 +229,68 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+# %% ../nbs/10_device.ipynb #348e5f00
+class Waiting:
+    "Numbers of steps, on the device until they are fetched together."
+
+    def __init__(self): self._there, self._flying = [], []
+
+    def add(self, tag: Any, values: Mapping[str, Any]) -> None:
+        "Values of one step: tensors of one number, or plain numbers."
+        self._there.append((tag, values))
+
+    def land(self, wait: bool = True) -> list[tuple[Any, dict[str, float]]]:
+        "The steps whose numbers have arrived, in order; with wait=False on CUDA some may still be on their way."
+        if self._there: self._take_off()
+        ready: list = []
+        while self._flying:
+            steps, host, event = self._flying[0]
+            if event is not None:
+                if wait: event.synchronize()
+                elif not event.query(): break
+            numbers = iter(host.tolist() if host is not None else ())
+            for tag, values in steps:
+                here = {name: next(numbers) if isinstance(one, torch.Tensor) else one if type(one) in (int, float) else float(one)
+                        for name, one in values.items()}
+                ready.append((tag, here))
+            del self._flying[0]
+        return ready
+
+    def _take_off(self) -> None:
+        steps, self._there = self._there, []
+        tensors = [value for _, values in steps for value in values.values() if isinstance(value, torch.Tensor)]
+        if not tensors: return self._flying.append((steps, None, None))
+        if any(one.dim() or one.dtype is not tensors[0].dtype or one.device != tensors[0].device for one in tensors):
+            for _, values in steps:
+                for name, one in values.items():
+                    if isinstance(one, torch.Tensor) and one.numel() != 1:
+                        raise ConfigError(f"{name}  expected one number to be logged, found {tuple(one.shape)}")
+            tensors = [one.detach().float().reshape(()).to(tensors[0].device) for one in tensors]
+        together = torch.stack(tensors)
+        if not together.is_cuda: return self._flying.append((steps, together, None))
+        host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True).copy_(together, non_blocking=True)
+        event = torch.cuda.current_stream(together.device).record_event()
+        self._flying.append((steps, host, event))
+
+# %% ../nbs/10_device.ipynb #dc97d36a
+class Tally:
+    "Means over samples, by name."
+
+    def __init__(self, sums: Mapping[str, list] | None = None):
+        self.sums: dict[str, list] = {name: list(pair) for name, pair in (sums or {}).items()}
+
+    def add(self, samples: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            pair = self.sums.get(name) or self.sums.setdefault(name, [0.0, 0])
+            pair[0] += value * samples
+            pair[1] += samples
+
+    def means(self, before: str = "") -> dict[str, float]:
+        "The means so far, with a word before each name."
+        return {before + name: total / count for name, (total, count) in self.sums.items() if count}
+
+    def take(self, before: str = "") -> dict[str, float]:
+        "The means so far; it starts anew."
+        means, self.sums = self.means(before), {}
+        return means

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .config import Config
-from .console import Console, History, spell_row
+from .console import Console, History, names_in, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import rng_state
 from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
@@ -21,78 +21,21 @@ from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint, take_over
 from .lock import LostOwnership, write_whole
-from .metrics import Tally, Waiting, best_of, deciding_metric, direction
+from .metrics import NonFinite, Numbers, best_of, deciding_metric, direction
 from .run import Run, check_name
 from .schedule import Plateau
 from .source import ConfigError
-from .stepfolder import Checkpoint, steps
+from .stepfolder import Checkpoint, step_path, steps
 from .tensorfile import CheckpointError
 
 # %% auto #0
-__all__ = ['NonFinite', 'Step', 'Numbers', 'history_of', 'Recorded']
+__all__ = ['history_of', 'Recorded']
 
 # %% ../nbs/32_loggers.ipynb #2edb7c8e
 # Map of this module, top to bottom:
-#   Step, Numbers   from the device to means and rows
 #   Recorded        a session that evaluates, writes a run, and is steered
 
 # %% ../nbs/32_loggers.ipynb #0416401f
-class NonFinite(RuntimeError):
-    "A gradient that is NaN or infinite; the weights are those before it."
-
-    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
-
-
-class Step(NamedTuple):
-    "Where a step was, and with how many samples."
-    number: int
-    epoch: int
-    batch: int
-    samples: int
-    lr: float
-
-
-class Numbers:
-    "What was measured in training: waiting on the device, then in means, then in rows."
-
-    def __init__(self, state: Mapping[str, dict] | None = None):
-        self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
-        self._epoch, self.newest = Tally((state or {}).get("epoch")), {}
-        self.skipped: int = (state or {}).get("skipped", 0)
-
-    def state_dict(self) -> dict[str, dict]:
-        "The sums, once everything has landed."
-        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped}
-
-    def add(self, step: Step, values: dict[str, Any]) -> None:
-        self._waiting.add(step, values)
-
-    def of_epoch(self) -> dict[str, float]:
-        "The means of the epoch so far, norms left out."
-        return {name: value for name, value in self._epoch.means("train_").items() if not name.startswith("train_grad_norm")}
-
-    def new_epoch(self) -> None:
-        self._epoch = Tally()
-
-    def land(self, writes_row: Callable[[int], bool], allowed: float = 0, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
-        "(event, step, numbers) of each row that what has landed makes; NonFinite unless so many may be left out."
-        for step, numbers in self._waiting.land(wait):
-            if bad := [name for name, value in numbers.items() if value - value != 0 and name.startswith("grad_norm")]:
-                said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name in bad or "loss" in name)
-                text = f"step {step.number:,}  its gradient is not finite: {said} (epoch {step.epoch + 1}, batch {step.batch})"
-                yield "warning", step, {"text": text}
-                self.skipped += 1
-                if self.skipped <= allowed: continue
-                if allowed: raise NonFinite(f"{text}; it is number {self.skipped}, and nonfinite: {allowed} leaves out no more")
-                raise NonFinite(f"{text}; the weights are those before it. Try a lower lr, clip: 1.0, or precision: fp32; "
-                                "nonfinite: skip leaves such steps out")
-            self._epoch.add(step.samples, numbers)
-            self._since.add(step.samples, numbers)
-            if writes_row(step.number):
-                self.newest = self._since.take()
-                yield "step", step, self.newest
-
-# %% ../nbs/32_loggers.ipynb #30218544
 def history_of(origin: Origin | None) -> History:
     "What the run of a checkpoint had measured up to there."
     if origin is None: return History()
@@ -124,6 +67,8 @@ class Recorded(Session):
         mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.early_stopping else "min"
         self._val_loaders: dict[str, KeyedLoader] = {}  # by name; one alone has none
         self.stopped_early, self.judged = False, ""  # by which metric, and its direction
+        asked = {*names_in(config.logging.epoch_line), t.monitor or ""}
+        self.of_training = {name.removeprefix("train_") for name in asked if name.startswith("train_")} - {"loss"}
         self.patience = Plateau(max(t.patience, 1) - 1, mode=mode, min_delta=t.min_delta)  # of early stopping
         self._meant: tuple | None = None   # the end that the config says, while a call of train() has another
         self.shaken = ""                   # why what is in memory is right, but not bit for bit what it would have been
@@ -138,6 +83,7 @@ class Recorded(Session):
     def _batches(self, loader: KeyedLoader, **how: Any) -> Iterator[tuple[int, Any]]: return loader.batches(0)
     def planned(self, config: Config) -> Any: "The plan of a config; ConfigError if training cannot go on with it."
     def follow(self, before: Mapping[str, Any]) -> None: "The config is another now; `before` are the numbers so far."
+    done = False  # has it reached its end, or was it asked to halt?
 
     def open_run(self) -> None:
         "The run is ours to write: a new one, or the one to go on with."
@@ -200,7 +146,7 @@ class Recorded(Session):
 
     def _shown(self, loader: KeyedLoader, what: str, **how: Any) -> Iterator[tuple[int, Any]]:
         "The batches, with a bar; a wish to stop gives them up."
-        for pair in self.console.over(self._batches(loader, **how), what, length_of(loader), self.step):
+        for pair in self.console.over(self._batches(loader, all_of=all_of), what, length_of(loader)):
             if self.gives_up and self.wishes.asked: raise GivenUp
             yield pair
 
@@ -320,10 +266,12 @@ class Recorded(Session):
 
     def change(self, values: Mapping[str, Any], made_with: Mapping[str, Any] | None = None, remember: bool = True) -> None:
         "Changed numbers take effect. `made_with`: what has been followed so far, if not the config as it was."
-        if wrong := self._cannot(values):
+        if wrong := self._cannot(values, made_with):
             if not remember: raise ConfigError(wrong)
             self.console.line(f"not changed: {wrong}")  # training goes on, here and in every resume
-            return self.row("warning", text=f"not changed: {wrong}")
+            self.row("warning", text=f"not changed: {wrong}")
+            if made_with is None: return
+            values = {}
         for key, value in values.items() if remember else ():
             self.changed[key] = [self.changed.get(key, [self.config[key]])[0], value]
         before, self.config = made_with or self.config.training, self._with(values)
@@ -343,11 +291,25 @@ class Recorded(Session):
     def _with(self, values: Mapping[str, Any]) -> Config:
         return self.config.merge(Config.from_dict(nested({tuple(key.split(".")): value for key, value in values.items()}), "set"))
 
-    def _cannot(self, values: Mapping[str, Any]) -> str:
+    def _cannot(self, values: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> str:
         "Why training cannot go on with these numbers; nothing if it can."
-        try: self.planned(self._with(values))
+        config, now = self._with(values), self.config.training
+        lr, kind = config.training.lr, self.schedule.kind
+        try:
+            if self.schedule.per and lr != now.lr:
+                raise ConfigError(f"lr  {lr:g} would change nothing, for the {kind} that was given sets the rate; "
+                                  "make a Trainer with another one")
+            self.planned(config)
+            if "training.lr" in values or "training.min_lr" in values:
+                for update in self.updates.values(): update.check(config.training, made_with or now)
         except ConfigError as error: return str(error)
         return ""
+
+    def whole(self, config: Config) -> Config:
+        "The config with the end of its own, where only this call of train() has another."
+        end, call = self._meant or (None, None)
+        if self._meant is None or call != config.training.epochs: return config
+        return config.merge(Config.from_dict({"training": {"epochs": end}}, "call"))
 
     def save_is_due(self) -> bool:
         "The interval has passed, somebody asked, or a validation was the best so far."
@@ -363,7 +325,15 @@ class Recorded(Session):
         fresh = {key: value for key, value in self.metrics.items()
                  if (self.evaluated == self.step if key.startswith("val_") else self.batch == 0)}
         new = self.record.save(self.state_dict, self.step, self.epoch_now, fresh, final, self.config)
+        if new and (final or self.done or not self.batch): self.console.line(f"Saving checkpoint to: {self._saved_as(final)}")
         if new: self.tell("saved")
+
+    def _saved_as(self, final: bool) -> str:
+        "Where a person finds this checkpoint: the plain files that are exported of it, else its own folder."
+        folder = _from_here(self.record.run.folder/self.stage)
+        is_there = {"latest": True, "best": self.best.get("step") == self.step, "final": final}
+        files = [str(folder/name) for which, name in self.record.manager.export.items() if is_there[which]]
+        return ", ".join(files) or str(step_path(folder, self.step))
 
     def save_checkpoint(self, path: str | Path | None = None) -> None:
         "A checkpoint of now in the run; or all of it in one plain file, .pth, or the weights alone, .safetensors."
@@ -375,6 +345,7 @@ class Recorded(Session):
             return
         facts = {"version": 1, "metadata": {}, "step": self.step, "epoch": self.epoch_now, "metrics": dict(self.metrics),
                  "config": self.config.to_dict()}
+        self.console.line(f"Saving checkpoint to: {path}")
         export_checkpoint(Checkpoint(self.state_dict(), facts, path), path, replace=True)
 
     def resume_from_checkpoint(self, name: str | Path = "latest", allow_drift: bool = False) -> Recorded:

@@ -6,29 +6,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .device import Precision, aside, mix, move, tensors_in
+from .device import Precision, Tally, Waiting, aside, mix, move, tensors_in
 from .losses import check_weights, form_of, infer_loss, pick_loss
 from .registry import find, names
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'Waiting', 'Tally', 'Task', 'direction',
+__all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'NonFinite', 'Step', 'Numbers', 'Task', 'direction',
            'deciding_metric', 'of_validation', 'check_monitor', 'best_of', 'plain_metrics']
 
 # %% ../nbs/22_metrics.ipynb #7341d3e4
 # Map of this module, top to bottom:
 #   outputs_and_targets               the model on a batch of any usual form
 #   accuracy, pick_metrics            what is measured beside it
-#   Waiting                           numbers that stay on the device until many are fetched in one copy
-#   Tally                             means over samples
+#   Step, Numbers                     what was measured in training: from the device to means and rows
 #   Task                              what is computed on a batch: the seams of a system
 #   direction                         is more better?
 #   deciding_metric, of_validation    the one that decides if none is named
@@ -119,71 +118,62 @@ def is_running(metric: Any) -> bool:
     return callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None))
 
 # %% ../nbs/22_metrics.ipynb #6531b80f
-class Waiting:
-    "Numbers of steps, on the device until they are fetched together."
+class NonFinite(RuntimeError):
+    "A gradient that is NaN or infinite; the weights are those before it."
 
-    def __init__(self): self._there, self._flying = [], []
+    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
 
-    def add(self, tag: Any, values: Mapping[str, Any]) -> None:
-        "Values of one step: tensors of one number, or plain numbers."
-        self._there.append((tag, values))
 
-    def land(self, wait: bool = True) -> list[tuple[Any, dict[str, float]]]:
-        "The steps whose numbers have arrived, in order; with wait=False on CUDA some may still be on their way."
-        if self._there: self._take_off()
-        ready: list = []
-        while self._flying:
-            steps, host, event = self._flying[0]
-            if event is not None:
-                if wait: event.synchronize()
-                elif not event.query(): break
-            numbers = iter(host.tolist() if host is not None else ())
-            for tag, values in steps:
-                here = {name: next(numbers) if isinstance(one, torch.Tensor) else one if type(one) in (int, float) else float(one)
-                        for name, one in values.items()}
-                ready.append((tag, here))
-            del self._flying[0]
-        return ready
+class Step(NamedTuple):
+    "Where a step was, and with how many samples."
+    number: int
+    epoch: int
+    batch: int
+    samples: int
+    lr: float
 
-    def _take_off(self) -> None:
-        steps, self._there = self._there, []
-        tensors = [value for _, values in steps for value in values.values() if isinstance(value, torch.Tensor)]
-        if not tensors: return self._flying.append((steps, None, None))
-        if any(one.dim() or one.dtype is not tensors[0].dtype or one.device != tensors[0].device for one in tensors):
-            for _, values in steps:
-                for name, one in values.items():
-                    if isinstance(one, torch.Tensor) and one.numel() != 1:
-                        raise ConfigError(f"{name}  expected one number to be logged, found {form_of(one)}")
-            tensors = [one.detach().float().reshape(()).to(tensors[0].device) for one in tensors]
-        together = torch.stack(tensors)
-        if not together.is_cuda: return self._flying.append((steps, together, None))
-        host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True).copy_(together, non_blocking=True)
-        event = torch.cuda.current_stream(together.device).record_event()
-        self._flying.append((steps, host, event))
+
+class Numbers:
+    "What was measured in training: waiting on the device, then in means, then in rows."
+
+    def __init__(self, state: Mapping[str, dict] | None = None):
+        self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
+        self._epoch, self.newest = Tally((state or {}).get("epoch")), {}
+        self.skipped: int = (state or {}).get("skipped", 0)
+
+    def state_dict(self) -> dict[str, dict]:
+        "The sums, once everything has landed."
+        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped}
+
+    def add(self, step: Step, values: dict[str, Any]) -> None:
+        self._waiting.add(step, values)
+
+    def of_epoch(self) -> dict[str, float]:
+        "The means of the epoch so far, norms left out."
+        return {name: value for name, value in self._epoch.means("train_").items() if not name.startswith("train_grad_norm")}
+
+    def new_epoch(self) -> None:
+        self._epoch = Tally()
+
+    def land(self, writes_row: Callable[[int], bool], allowed: float = 0, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
+        "(event, step, numbers) of each row that what has landed makes; NonFinite unless so many may be left out."
+        for step, numbers in self._waiting.land(wait):
+            if bad := [name for name, value in numbers.items() if value - value != 0 and name.startswith("grad_norm")]:
+                said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name in bad or "loss" in name)
+                text = f"step {step.number:,}  its gradient is not finite: {said} (epoch {step.epoch + 1}, batch {step.batch})"
+                yield "warning", step, {"text": text}
+                self.skipped += 1
+                if self.skipped <= allowed: continue
+                if allowed: raise NonFinite(f"{text}; it is number {self.skipped}, and nonfinite: {allowed} leaves out no more")
+                raise NonFinite(f"{text}; the weights are those before it. Try a lower lr, clip: 1.0, or precision: fp32; "
+                                "nonfinite: skip leaves such steps out")
+            self._epoch.add(step.samples, numbers)
+            self._since.add(step.samples, numbers)
+            if writes_row(step.number):
+                self.newest = self._since.take()
+                yield "step", step, self.newest
 
 # %% ../nbs/22_metrics.ipynb #2dd0a424
-class Tally:
-    "Means over samples, by name."
-
-    def __init__(self, sums: Mapping[str, list] | None = None):
-        self.sums: dict[str, list] = {name: list(pair) for name, pair in (sums or {}).items()}
-
-    def add(self, samples: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            pair = self.sums.get(name) or self.sums.setdefault(name, [0.0, 0])
-            pair[0] += value * samples
-            pair[1] += samples
-
-    def means(self, before: str = "") -> dict[str, float]:
-        "The means so far, with a word before each name."
-        return {before + name: total / count for name, (total, count) in self.sums.items() if count}
-
-    def take(self, before: str = "") -> dict[str, float]:
-        "The means so far; it starts anew."
-        means, self.sums = self.means(before), {}
-        return means
-
-# %% ../nbs/22_metrics.ipynb #c4bd937a
 def _computed(name: str, metric: Any) -> dict[str, float]:
     "What a collecting metric comes to: a number, or several by name."
     found = metric.compute()
@@ -203,6 +193,8 @@ def _is_number(value: Any) -> bool:
 class Task:
     "What is computed on a batch: a model, its loss, what is measured. Its methods are the seams of a system."
 
+    of_training: Collection[str] = ()  # what is measured on training batches too, as somebody wants to see it
+
     def __init__(self, model: torch.nn.Module, loss: Any, metrics: Any, precision: Precision, seed: int,
                  loss_arguments: dict | None = None):
         self.model, self.precision, self.device, self.seed = model, precision, precision.device, seed
@@ -213,7 +205,14 @@ class Task:
 
     def training_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
         "The loss of a batch, or a dict with `loss` and what else shall be logged."
-        return self.calculate_loss(*outputs_and_targets(self.model, batch))
+        outputs, targets = outputs_and_targets(self.model, batch)
+        loss = self.calculate_loss(outputs, targets)
+        if not self.of_training or type(self).training_step is not Task.training_step: return loss
+        wanted = {name: one for name, one in self.measures.items() if name in self.of_training and not is_running(one)}
+        with torch.no_grad():
+            if self.measures: found = {name: self._measured(name, one, outputs, targets) for name, one in wanted.items()}
+            else: found = {name: one for name, one in self.measure(outputs, targets).items() if name in self.of_training}
+        return {"loss": loss, **found}
 
     def validation_step(self, batch: Any) -> torch.Tensor | dict[str, Any]:
         "What is measured on a batch: what a training_step of one's own gives, else the loss and the metrics."

@@ -146,6 +146,15 @@ class Update:
                 follows = key in group and _same(group[key], self.optimizer.defaults.get(key) if said is None else said)
                 if follows and wanted is not None and not _same(wanted, said): group[key] = wanted
 
+    def check(self, training: Any, before: Mapping[str, Any]) -> None:
+        "ConfigError if lr or min_lr that were changed bring a group below the floor; one that was there before may stay."
+        if training.scheduler == "constant": return
+        for number, group in enumerate(self.optimizer.param_groups):
+            was, now = group["initial_lr"], group["initial_lr"] * (training.lr / before["lr"] if before["lr"] else 1)
+            if now < training.min_lr * (1 - 1e-9) and was >= before.get("min_lr", 0.0):
+                raise ConfigError(f"min_lr  {training.min_lr:g} would be above the rate of the group {group.get('name', number)} "
+                                  f"({now:g}), which could never fall; lower min_lr, or choose another lr")
+
     def backward(self, loss: torch.Tensor, inputs: list[torch.Tensor] | None = None) -> None:
         "Gradients of a loss, multiplied by the scale of fp16 if there is one; of these inputs only, if they are named."
         (loss if self.scale is None else loss * self.scale).backward(inputs=inputs)
@@ -272,6 +281,7 @@ def make_updates(given: Any, model: torch.nn.Module, training: Any, scaled: bool
 def following(config: Config, optimizer: torch.optim.Optimizer) -> Config:
     "The config with the numbers of an optimizer that was given; ConfigError where it says others."
     group = optimizer.param_groups[0]
+    group = {**group, "lr": group.get("initial_lr", group["lr"])}  # a scheduler of torch's may have moved it already
     for key in ("lr", "weight_decay", "momentum"):
         if key not in group or group[key] == config.training[key]: continue
         if (said := config.place(f"training.{key}")).where != "default":

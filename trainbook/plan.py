@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, NamedTuple
 
 from .config import Config
@@ -33,6 +34,10 @@ class Epochs(NamedTuple):
         ends, total = [start for start, _ in self.phases[1:]] + [math.inf], 0.0
         for (start, updates), end in zip(self.phases, ends): total += max(0.0, min(epochs, end) - start) * updates
         return math.ceil(total - 1e-9)
+
+    def begun(self, steps: int) -> int:
+        "How many epochs so many updates take, the last one perhaps not whole."
+        return next(number for number in count() if self.steps(number) >= steps)
 
 # %% ../nbs/13_plan.ipynb #914a6e3e
 class Plan(NamedTuple):

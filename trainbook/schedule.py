@@ -14,19 +14,20 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from .config import Config
-from .plan import Plan
+from .plan import Epochs, Plan
 from .registry import find
 from .schema import duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Schedule', 'Plateau', 'Torched', 'ends_after', 'tell_end', 'make_schedule', 'curve', 'plot']
+__all__ = ['Schedule', 'Plateau', 'Torched', 'followed', 'take_back', 'ends_after', 'tell_end', 'make_schedule', 'curve', 'plot']
 
 # %% ../nbs/17_schedule.ipynb #c179f163
 # Map of this module, top to bottom:
 #   Schedule             the shapes that are functions of the step
 #   Plateau              lower after so many evaluations without improvement
 #   Torched              a scheduler of torch's, called like the others
+#   followed, take_back  which kind a checkpoint was made with; its state, if it is the same
 #   ends_after, tell_end    training goes on after the end: what is remembered, what is said
 #   make_schedule        from a config and its plan, or why not
 #   curve, plot          drawn before the training
@@ -95,14 +96,15 @@ class Schedule(NamedTuple):
             start, end = (self.warmup, *self.ends, self.total)[(reached := bisect_right(self.ends, step)):reached + 2]
         return max(0, step - start), max(1, (end or 0) - start)
 
-    def check(self, lr: float | None = None) -> Schedule:
-        "Itself, or a ConfigError if it cannot be followed; `lr` is the highest rate, if it is known."
-        if wrong := list(self._wrong(lr)): raise ConfigError(*wrong)
+    def check(self, lr: float | None = None, whole: int | None = 0) -> Schedule:
+        """Itself, or a ConfigError if it cannot be followed; `lr` is the highest rate, if it is known, `whole` the end of the
+        training that this is a part of (None: nobody knows)."""
+        if wrong := list(self._wrong(lr, whole)): raise ConfigError(*wrong)
         return self
 
-    def _wrong(self, lr: float | None) -> Iterable[str]:
+    def _wrong(self, lr: float | None, whole: int | None) -> Iterable[str]:
         "What is wrong, a line each."
-        kind, total = self.kind, self.ends[0] if self.ends else self.total
+        kind = self.kind
         if kind not in _SHAPES and not self.shape:
             yield f"scheduler  {kind} is no function of the step; there are {', '.join(_SHAPES)}"
         elif kind not in _ENDLESS and self.total is None:
@@ -116,9 +118,9 @@ class Schedule(NamedTuple):
             yield f"milestones  do not rise, found steps {marks}; each must be later than the one before"
         elif self.milestones and not self.shift and self.milestones[0] < self.warmup:
             yield f"milestones  begin at step {self.milestones[0]:,}, within the warm-up of {self.warmup:,} steps; begin after it"
-        elif self.milestones and total is not None and self.milestones[-1] > total:
-            yield f"milestones  lie beyond the end, found steps {marks} in a training of {total:,}; take out those after it"
-        if self.total is not None and self.warmup > self.total:
+        elif self.milestones and self.total is not None and self.milestones[-1] > self.total:
+            yield f"milestones  lie beyond the end, found steps {marks} in a training of {self.total:,}; take out those after it"
+        if None not in (self.total, whole) and self.warmup > max(self.total, whole):
             yield f"warmup  of {self.warmup:,} steps is longer than the training ({self.total:,} steps)"
         yield from _above(self.min_lr, lr)
 
@@ -190,11 +192,11 @@ class Torched:
     "A scheduler of torch's. `per` says when it moves: update or epoch; one that hears a metric moves with each evaluation."
     total, warmup, min_lr = None, 0, 0.0
 
-    def __init__(self, scheduler: Any, per: str | None = None, per_epoch: int | None = None):
+    def __init__(self, scheduler: Any, per: str | None = None, epochs: Epochs | None = None):
         from torch.optim import lr_scheduler
         if not isinstance(scheduler, lr_scheduler.LRScheduler):
             raise ConfigError(f"scheduler  expected a name or one of torch.optim.lr_scheduler, found {type(scheduler).__name__}")
-        self.kind, self.scheduler, self.per_epoch = type(scheduler).__name__, scheduler, per_epoch
+        self.kind, self.scheduler, self.epochs = _kind_of(scheduler), scheduler, epochs
         self.hears = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
         self.per = "evaluation" if self.hears and per is None else per
         if self.hears and self.per != "evaluation":
@@ -202,7 +204,7 @@ class Torched:
         if not self.hears and per not in ("update", "epoch"):
             found = f", found {per}" if per else ""
             raise ConfigError(f"scheduler  {self.kind} moves after each epoch, or after each update?{found}; "
-                              f"give a pair: ({self.kind}(…), \"epoch\"), or (…, \"update\")")
+                              f"give a pair: ({type(scheduler).__name__}(…), \"epoch\"), or (…, \"update\")")
 
     def __call__(self, step: int, lr: float) -> float:
         "The learning rate that its optimizer has now, in the group that began with `lr`, or else in the first."
@@ -230,29 +232,57 @@ class Torched:
             raise ConfigError(f"scheduler  {self.kind} moves another optimizer than the one that trains; make it with this one, "
                               "and give both")
         steps, wanted = getattr(self.scheduler, "total_steps", None), total
-        if self.per == "epoch": wanted = total and self.per_epoch and math.ceil(total / self.per_epoch)
+        if self.per == "epoch": wanted = total and self.epochs and self.epochs.begun(total)
         if steps and wanted and wanted > steps:
             raise ConfigError(f"scheduler  {self.kind} ends after {steps:,} steps and training takes {wanted:,} {self.per}s; "
                               f"make it with total_steps={wanted}")
         return self
 
-    def ahead(self, steps: int) -> list[float]:
-        "The rates of the next updates, from a copy that moves nobody's optimizer."
+    def ahead(self, steps: int, at: int = 0) -> list[float]:
+        "The rates of the next updates after `at`, from a copy that moves nobody's optimizer; the last one stays where it ends."
         moved = self.scheduler.optimizer
         groups = [{key: deepcopy(value) for key, value in group.items() if key != "params"} for group in moved.param_groups]
         stands_in = SimpleNamespace(param_groups=groups, step=lambda: None, _opt_called=True)
         stands_in.step._wrapped_by_lr_sched = True
-        one, rates = deepcopy(self.scheduler, {id(moved): stands_in}), []
-        if self.per == "epoch" and not self.per_epoch:
+        one, rates, ended = deepcopy(self.scheduler, {id(moved): stands_in}), [], False
+        if self.per == "epoch" and not self.epochs:
             raise ConfigError(f"scheduler  {self.kind} moves per epoch, and the loader does not tell how long one is")
-        for step in range(1, steps + 1):
-            rates.append(float(stands_in.param_groups[0]["lr"]))
-            if self.per == "update" or self.per == "epoch" and step % self.per_epoch == 0: one.step()
+        ends = {self.epochs.steps(number + 1) for number in range(self.epochs.begun(at + steps))} if self.per == "epoch" else ()
+        for step in range(at + 1, at + steps + 1):
+            rates.append(float(groups[0]["lr"]))
+            if ended or not (self.per == "update" or step in ends): continue
+            try: one.step()
+            except ValueError: ended = True  # OneCycleLR, after its total_steps
         return rates
+
+    def begin(self) -> None:
+        "Its optimizer has the rates that it says, whatever a checkpoint has put there."
+        for group, lr in zip(self.scheduler.optimizer.param_groups, self.scheduler.get_last_lr()): group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]: return deepcopy(self.scheduler.state_dict())
     def load_state_dict(self, state: Mapping[str, Any]) -> None: self.scheduler.load_state_dict(deepcopy(dict(state)))
     def __repr__(self) -> str: return f"Torched({self.kind}, per {self.per})"
+
+
+def _kind_of(scheduler: Any) -> str:
+    "The name of its class, and of those that it is made of."
+    name, parts = type(scheduler).__name__, getattr(scheduler, "_schedulers", ())
+    return f"{name}({', '.join(map(_kind_of, parts))})" if parts else name
+
+# %% ../nbs/17_schedule.ipynb #bd357b25
+def followed(schedule: Schedule | Plateau | Torched) -> str:
+    "Which kind of schedule this is, as a checkpoint says it beside the state: cosine, StepLR per epoch."
+    return f"{schedule.kind} per {schedule.per}" if schedule.per else schedule.kind
+
+
+def take_back(schedule: Schedule | Plateau | Torched, told: Mapping[str, Any]) -> str:
+    "The state that a checkpoint has of its schedule, for one of the same kind; of another, what a person is told."
+    was, now = told.get("followed"), followed(schedule)
+    if was is None or was == now:
+        if told.get("schedule"): schedule.load_state_dict(told["schedule"])
+        return ""
+    if isinstance(schedule, Torched): schedule.begin()
+    return f"note: the learning rate followed {was} so far; from here on it follows {now}"
 
 # %% ../nbs/17_schedule.ipynb #0f09d958
 def ends_after(ends: tuple[int, ...], before: int | None, now: int | None, step: int) -> tuple[int, ...]:
@@ -278,19 +308,20 @@ def tell_end(before: Any, now: Any, step: int, lr: float) -> str:
 
 # %% ../nbs/17_schedule.ipynb #09e3a505
 def make_schedule(config: Config, plan: Plan, given: Any = None, has_validation: bool = True, mode: str | None = None,
-                  ends: tuple[int, ...] = (), optimizer: Any = None) -> Schedule | Plateau | Torched:
+                  ends: tuple[int, ...] = (), optimizer: Any = None, whole: Plan | None = None) -> Schedule | Plateau | Torched:
     """The schedule of a config and its plan, checked; ConfigError for what cannot be. `given` is a scheduler of torch's, or a
-    pair of it and update or epoch, for this `optimizer`; `mode` is the monitor's direction, `ends` are those of ends_after."""
-    t = config.training
+    pair of it and update or epoch, for this `optimizer`; `mode` is the monitor's direction, `ends` are those of ends_after,
+    `whole` is the plan that this one is a shorter part of."""
+    t, end = config.training, (whole or plan).total
     try:
         if given is not None: return _torched(given, plan, t).check(optimizer, plan.total)
-        if t.scheduler != "plateau": return _of_step(plan, t, ends).check(t.lr)
+        if t.scheduler != "plateau": return _of_step(plan, t, ends, end).check(t.lr, end)
         validates = has_validation and t.eval_every is not None
         if not validates and not (t.monitor or "").startswith("train_"):
             found, wanted = ("evaluation, for eval_every is null", "say eval_every: 1") if has_validation else (
                 "validation", "give a val_loader")
             raise ConfigError(f"scheduler  plateau hears of no {found}; {wanted}, or monitor: train_loss")
-        Schedule("constant", plan.total, plan.warmup, t.min_lr).check(t.lr)  # what is asked of every warm-up and floor
+        Schedule("constant", plan.total, plan.warmup, t.min_lr).check(t.lr, end)  # what is asked of every warm-up and floor
         direction = mode or t.monitor_mode or "min"
         return Plateau(t.plateau_patience, t.gamma, direction, plan.warmup, t.min_lr, t.min_delta).check(t.lr)
     except ConfigError as error: raise ConfigError(*(_placed(config, line) for line in error.lines)) from None
@@ -302,13 +333,14 @@ def _placed(config: Config, line: str) -> str:
     return line if place.where == "default" else f"{place}  {line}"
 
 
-def _of_step(plan: Plan, t: Any, ends: tuple[int, ...]) -> Schedule:
-    "A function of the step, durations counted in steps."
-    shift, more = plan.beyond, {}
+def _of_step(plan: Plan, t: Any, ends: tuple[int, ...], whole: int | None) -> Schedule:
+    "A function of the step, durations counted in steps. What is the same wherever training ends is made for the whole of it."
+    total, shift, more = plan.total, plan.beyond, {}
+    if t.scheduler in _ENDLESS: total = max(total, whole) if None not in (total, whole) else None
     if t.scheduler == "step" and duration(t.step_size).unit == "epochs" and plan.epochs and len(plan.epochs.phases) > 1:
         drops = (plan.warmup + shift + plan.epochs.steps(duration(t.step_size).amount * number) for number in count(1))
-        marks = takewhile(lambda mark: mark < (plan.total or math.inf), islice(drops, 1000))  # by then nothing is left of it
-        return Schedule("multistep", plan.total, plan.warmup, t.min_lr, milestones=tuple(marks), gamma=t.gamma, shift=shift)
+        marks = takewhile(lambda mark: mark < (total or math.inf), islice(drops, 1000))  # by then nothing is left of it
+        return Schedule("multistep", total, plan.warmup, t.min_lr, milestones=tuple(marks), gamma=t.gamma, shift=shift)
     if t.scheduler == "step":
         more = {"every": max(1, _in_steps("step_size", t.step_size, plan)), "gamma": t.gamma,
                 "shift": shift if duration(t.step_size).unit == "epochs" and not ends else 0}
@@ -317,7 +349,8 @@ def _of_step(plan: Plan, t: Any, ends: tuple[int, ...]) -> Schedule:
         more = {"milestones": tuple(marks), "gamma": t.gamma, "shift": shift}
     if t.scheduler == "polynomial": more = {"power": t.power}
     if ":" in t.scheduler: more = {"shape": _own_shape(t.scheduler)}
-    return Schedule(t.scheduler, plan.total, plan.warmup, t.min_lr, **more, after_end=t.after_end or "stretch", ends=tuple(ends))
+    ends = tuple(end for end in ends if end > plan.warmup)  # what ended while it rose had not begun
+    return Schedule(t.scheduler, total, plan.warmup, t.min_lr, **more, after_end=t.after_end or "stretch", ends=ends)
 
 
 def _in_steps(key: str, value: Any, plan: Plan) -> int:
@@ -348,34 +381,38 @@ def _torched(given: Any, plan: Plan, t: Any) -> Torched:
         raise ConfigError(f"warmup  of {plan.warmup:,} steps and a {kind} would both set the rate; leave it out, "
                           "or put torch's LinearLR and yours into a SequentialLR")
     if t.min_lr: raise ConfigError(f"min_lr  {t.min_lr:g} is the matter of the {kind} that was given; leave it out")
-    return Torched(scheduler, per, plan.per_epoch)
+    return Torched(scheduler, per, plan.epochs)
 
 # %% ../nbs/17_schedule.ipynb #8d021903
-def curve(schedule: Any, lr: float, steps: int | Iterable[int]) -> list[float]:
+def curve(schedule: Any, lr: float, steps: int | Iterable[int], at: int = 0) -> list[float]:
     """The rates of so many updates from the first, or of the updates named. Of a plateau those if nothing is heard from now on;
-    of a scheduler of torch's those from now on."""
-    steps = range(steps) if isinstance(steps, int) else list(steps)
+    of a scheduler of torch's, which is `at` this step now, none before it."""
+    steps = range(at, steps) if isinstance(steps, int) else list(steps)
     if not isinstance(schedule, Torched): return [schedule(step, lr) for step in steps]
-    rates = schedule.ahead(max(steps, default=-1) + 1)
-    return [rates[step] for step in steps]
+    rates = schedule.ahead(max(steps, default=at - 1) + 1 - at, at)
+    return [rates[step - at] for step in steps]
 
 
 def plot(schedule: Any, lr: float, total: int | None = None, at: int | None = None) -> Any:
-    "A matplotlib figure of the rate up to `total`: the warm-up, ends after which it went on, and where it is now (`at`)."
+    """A matplotlib figure of the rate up to `total`: the warm-up, ends after which it went on, and where it is now (`at`).
+    Only a function of the step knows what was; of the others one sees what comes."""
     from matplotlib.figure import Figure
     total = total or schedule.total
     if not total: raise ConfigError(f"plot  {schedule.kind} knows no end; say for how many steps: total=1000")
+    begin = 0 if isinstance(schedule, Schedule) else min(at or 0, total - 1)
     ends = [end for end in getattr(schedule, "ends", ()) if end < total]
     near = {step for mark in (schedule.warmup, *getattr(schedule, "milestones", ()), *ends) for step in (mark - 1, mark)}
-    steps = sorted({step for step in near if 0 <= step < total} | set(range(0, total, max(1, total // 1000))) | {total - 1})
+    steps = {step for step in near if begin <= step < total}
+    steps = sorted(steps | set(range(begin, total, max(1, total // 1000))) | {total - 1})
     figure = Figure(figsize=(4.8, 2.4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, curve(schedule, lr, steps), linewidth=1.4)
+    axes.plot(steps, curve(schedule, lr, steps, begin), linewidth=1.4)
     if schedule.warmup: axes.axvspan(0, schedule.warmup, alpha=0.12, linewidth=0, label="warm-up")
     for end in ends: axes.axvline(end, color="0.5", linestyle=":", linewidth=1, label="went on" if end == ends[0] else None)
     axes.axvline(total, color="0.5", linestyle="--", linewidth=1, label="end")
     if at is not None: axes.axvline(at, color="C1", linewidth=1, label="now")
-    axes.set(xlabel="step", ylabel="learning rate", title=schedule.kind, xlim=(0, total * 1.02), ylim=(0, None))
+    axes.set(xlabel="step", ylabel="learning rate", title=schedule.kind + ", from now on" * bool(begin),
+             xlim=(0, total * 1.02), ylim=(0, None))
     axes.ticklabel_format(axis="y", scilimits=(-2, 3))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -21,16 +21,16 @@ from .device import ahead, make_deterministic, pick_device, pick_precision, rng_
 from .dist import check_alone
 from .groups import Freezing
 from .load import load_checkpoint
-from .loggers import Numbers, Recorded, Step
+from .loggers import Recorded
 from .losses import keeps_state, loss_arguments
-from .metrics import Task, check_monitor, direction
+from .metrics import Numbers, Step, Task, check_monitor, direction
 from .model import Average, prepare, put_back, size_of, spell_count, summary
 from .optim import Update, check_fits, following, make_updates, train_step, untrained
 from .order import is_plain, phases_of
 from .plan import Plan, check_asked, make_plan
 from .registry import build
 from .run import Run
-from .schedule import Schedule, ends_after, make_schedule, plot, tell_end
+from .schedule import Schedule, ends_after, followed, make_schedule, plot, take_back, tell_end
 from .source import ConfigError, near
 from .spelling import find_key
 from .tensorfile import CheckpointError
@@ -134,6 +134,7 @@ class Trainer(Recorded, Task):
         with self.session(), self.once("train_epoch()"):
             if self.done: return
             self.freezing.at(self.epoch)
+            self.console.count(self.plan, self.step, self.epoch, self.batch, self.config.training.accumulate)
             if self.batch == 0: self.tell("epoch_start")
             else: self._attend()  # what was due when it was interrupted
             began, hears = time.perf_counter(), bool(self.listeners.of["step_end"])
@@ -186,7 +187,7 @@ class Trainer(Recorded, Task):
             if self.plan.evaluates(self.step): self.evaluate_now()
             if not self.halt and self.save_is_due(): self.save()
         if time.monotonic() >= self._look:
-            if self.console.bar: self.console.bar.at(self.step, f"epoch {self.epoch + 1}  {spell_row(self.numbers.newest)}")
+            if self.console.bar: self.console.bar.at(self.batch, spell_row(self.numbers.newest))
             if self.record: self.record.flush()
             self._look = time.monotonic() + 0.25
 
@@ -238,6 +239,7 @@ class Trainer(Recorded, Task):
 
     # --- several optimizers ------------------------------------------------------------------------
 
+
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
         if name not in self.updates: raise ConfigError(f"optimizer  no {name} was given; there are {', '.join(self.updates)}")
@@ -263,8 +265,8 @@ class Trainer(Recorded, Task):
         if self.average: state["trained"] = self.average.trained()
         state["trainer"] = {key: copy(getattr(self, key)) for key in _KEPT} | {
             "numbers": self.numbers.state_dict(), "data": self.train_loader.identity(), "loader": self.train_loader.state_dict(),
-            "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.plan.total,
-            "schedule": self.schedule.state_dict(), "patience": self.patience.state_dict(),
+            "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.schedule.total or self.plan.total,
+            "schedule": self.schedule.state_dict(), "followed": followed(self.schedule), "patience": self.patience.state_dict(),
             "averaged": self.average.count if self.average else 0,
             "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()},
             "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups")}}
@@ -290,7 +292,7 @@ class Trainer(Recorded, Task):
         if keeps_state(self.loss) and "loss" in state: self.loss.load_state_dict(state["loss"])
         for key in _KEPT: setattr(self, key, copy(told.get(key, getattr(self, key))))  # one of an earlier version has not all
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
-        if told.get("schedule"): self.schedule.load_state_dict(told["schedule"])
+        if note := take_back(self.schedule, told): self.console.line(note)
         if "patience" in told: self.patience.load_state_dict(told["patience"])
         self.changed, self.loaded, self._meant, self.spent = {}, True, None, told.get("spent", 0.0)
         if differences: self.batch = data.batch_like(self.batch, told["data"])
@@ -321,10 +323,11 @@ class Trainer(Recorded, Task):
 
     def planned(self, config: Config) -> tuple[Plan, Any]:
         batches = {epoch: length_of(one) for epoch, one in self._phases.items()}
-        plan, t = make_plan(config, batches, (self.step, self.epoch, self.batch)), config.training
+        at, t = (self.step, self.epoch, self.batch), config.training
+        plan, whole = make_plan(config, batches, at), make_plan(self.whole(config), batches, at)
         mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.scheduler == "plateau" else None
         return plan, make_schedule(config, plan, self._scheduler, self.validates, mode, self.ends,
-                                   self._first.optimizer)
+                                   self._first.optimizer, whole)
 
     def _make_plan(self) -> None:
         state = self.schedule.state_dict() if self.schedule else {}
@@ -357,7 +360,7 @@ class Trainer(Recorded, Task):
             check_monitor(t.monitor, self._evaluated("val", self._val_loaders, batches=1))
         for part in (self.model, self.loss):  # a part that a person froze in a model that trains stays so
             if isinstance(part, torch.nn.Module) and not part.training: part.train()
-        self.console.start_bar(self.plan.total, self.step)
+        self.console.start_bar()
         self.obey()
         self.tell("fit_start")
 
