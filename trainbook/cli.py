@@ -7,17 +7,128 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
+from typing import Any
 
 from . import files  # noqa: F401  its verbs
-from .words import VERBS, UsageError, Words, safe
+from .words import VERBS, UsageError, Words, safe, verb
 
 # %% auto #0
 __all__ = ['main', 'usage']
 
 # %% ../nbs/46_cli.ipynb #eff6be20
 # Map of this module, top to bottom:
-#   main, usage          words in, exit code out
+#   train, resume, branch     what trains
+#   tell, watch               a run that trains elsewhere
+#   evaluate, predict         what has been trained
+#   main, usage               words in, exit code out
+
+# %% ../nbs/46_cli.ipynb #c15a75a2
+@verb("train", "[--config] FILE [--stage NAME | --run-all-stages] [--init_from X] [--resume_from X] [key=value | --key value …]",
+      "train what a config says, all its stages or one")
+def _train(words: Words) -> None:
+    from trainbook.config import Config
+    from trainbook.stages import resume_or_begin, train_stages
+    again = words.option("--resume_from") or words.option("--resume")
+    file, stage, start, _ = (words.option("--config"), words.option("--stage"), words.option("--init_from"),
+                             words.switch("--run-all-stages"))
+    if again and not file and (not words.words or words.words[0].startswith("-")): return _go_on(again, words)
+    file = file or words.take("a config file")
+    config, asked = Config.from_yaml(file), words.rest()
+    if start: asked += [f"stages.{stage or config.stage_names[0]}.init_from={start}" * config.has_stages or f"init_from={start}"]
+    config, only = Config.from_yaml(file, asked), [stage] if stage else None
+    if stage: config.stage(stage)
+    _told(resume_or_begin(config, again, only) if again else train_stages(config, only=only))
+
+
+@verb("resume", "RUN | CHECKPOINT [--allow-drift] [training.lr=… …]", "go on with a run, wherever it was interrupted")
+def _resume(words: Words) -> None: _go_on(words.take("a run or a checkpoint"), words)
+
+
+def _go_on(name: str, words: Words) -> None:
+    from trainbook.stages import resume
+    drift = words.switch("--allow-drift")
+    _told(resume(name, words.rest(), allow_drift=drift))
+
+
+@verb("branch", "CHECKPOINT [--set key=value …] [--name NAME] [--allow-drift]",
+      "a new run from a checkpoint of another one (RUN@1200), with changes")
+def _branch(words: Words) -> None:
+    from trainbook.stages import branch
+    name, drift, changes = words.option("--name"), words.switch("--allow-drift"), []
+    while (change := words.option("--set")) is not None: changes.append(change)
+    checkpoint = words.take("a checkpoint, for instance RUN@1200")
+    _told(branch(checkpoint, [*changes, *words.rest()], name, allow_drift=drift))
+
+
+def _told(run: Any) -> None:
+    "Where the run is, and what one may want to do next."
+    print(safe(f"{run!r}"))
+    verbs = ("show", "checkpoint ls") if run.status == "finished" else ("resume", "show")
+    for name in verbs: print(safe(f"  trainbook {name} {run.folder}"))
+
+# %% ../nbs/46_cli.ipynb #8a1a03fe
+@verb("tell", "RUN pause | resume | stop | save | evaluate | set training.lr=…", "say something to a training that runs")
+def _tell(words: Words) -> None:
+    from trainbook.run import find_run
+    run, command, values = find_run(words.take("a run")), words.take("what to tell it"), {}
+    for word in words.rest():
+        key, sign, value = word.lstrip("-").partition("=")
+        if not sign: raise UsageError(f"expected key=value, found {word}")
+        values[key] = value
+    run.tell(command, **values)
+    if run.status != "running": print(f"{safe(run.folder)} is {run.status}; it will hear of it when it goes on", file=sys.stderr)
+
+
+@verb("watch", "RUN [--once]", "what a training does, line by line, while it does it")
+def _watch(words: Words) -> None:
+    from trainbook.run import find_run
+    once, run = words.switch("--once"), find_run(words.take("a run")); words.done()
+    story, shown = run.story(), 0
+    print(safe(f"{run!r}"))
+    while True:
+        for row in story.rows[shown:]: _show_row(row)
+        shown = len(story.rows)
+        if once or run.status not in ("running", "new"): break
+        time.sleep(0.5)
+        before = story.rows[:]
+        story.poll()
+        if story.rows[:len(before)] != before: shown = len(story.rows)  # a resume has cut what it does again
+    if not once: print(safe(f"{run!r}"))
+
+
+def _show_row(row: dict) -> None:
+    numbers = "  ".join(f"{key} {value:.4g}" for key, value in row.items()
+                        if isinstance(value, (int, float)) and key not in ("step", "time", "epoch", "pid", "format"))
+    measured = numbers if row["event"] in ("step", "eval", "epoch") else ""
+    said = row.get("text") or row.get("status") or row.get("command") or measured
+    if row["event"] == "checkpoint": return
+    print(safe(f"{row.get('stage') or ''} step {row.get('step', 0):,}  {row['event']}  {said}"), flush=True)
+
+# %% ../nbs/46_cli.ipynb #27e4f2f1
+def _split_of(trainer: Any, name: str) -> Any:
+    from trainbook.source import near
+    if name in trainer.splits: return trainer.splits[name]
+    raise UsageError(f"there is no split {name}{near(name, trainer.splits, '; the data has ' + ', '.join(trainer.splits))}")
+
+
+@verb("evaluate", "CHECKPOINT [--split NAME]", "measure a checkpoint (RUN@best) on a split of its data (val)")
+def _evaluate(words: Words) -> None:
+    from trainbook.console import spell_row
+    from trainbook.stages import trained
+    split, name = words.option("--split") or "val", words.take("a checkpoint"); words.done()
+    trainer = trained(name)
+    found = trainer.evaluate({split: _split_of(trainer, split)})
+    print(safe(f"{trainer.begins}  {spell_row({key.replace(f'test_{split}_', f'{split}_'): value for key, value in found.items()})}"))
+
+
+@verb("predict", "CHECKPOINT FILE.npz | FILE.safetensors [--split NAME]", "write what a checkpoint gives for a split of its data (test)")
+def _predict(words: Words) -> None:
+    from trainbook.stages import trained
+    split, name, file = words.option("--split") or "test", words.take("a checkpoint"), words.take("a file"); words.done()
+    trainer = trained(name)
+    print(safe(trainer.write_outputs({split: _split_of(trainer, split)}, file)))
 
 # %% ../nbs/46_cli.ipynb #cd7fd808
 def main(words: list[str] | None = None) -> int:

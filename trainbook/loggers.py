@@ -146,7 +146,7 @@ class Recorded(Session):
 
     def _shown(self, loader: KeyedLoader, what: str, **how: Any) -> Iterator[tuple[int, Any]]:
         "The batches, with a bar; a wish to stop gives them up."
-        for pair in self.console.over(self._batches(loader, all_of=all_of), what, length_of(loader)):
+        for pair in self.console.over(self._batches(loader, **how), what, length_of(loader)):
             if self.gives_up and self.wishes.asked: raise GivenUp
             yield pair
 

@@ -9,11 +9,13 @@ import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from .lock import open_regular, sync
 from .state import SAFETENSORS, CheckpointError
 
 # %% auto #0
-__all__ = ['Damaged', 'write_tensors', 'give_way', 'read_tensors', 'Copies']
+__all__ = ['Damaged', 'write_tensors', 'give_way', 'read_tensors', 'map_tensors', 'Copies']
 
 # %% ../nbs/25_tensorfile.ipynb #8c544564
 # Map of this module, top to bottom:
@@ -30,6 +32,7 @@ __all__ = ['Damaged', 'write_tensors', 'give_way', 'read_tensors', 'Copies']
 #   give_way                    a thread that others go before
 #   write_tensors               tensors into a new file; its size and hash out
 #   read_tensors                tensors out of a file; every byte checked
+#   map_tensors                 tensors where they lie; nothing read before it is touched
 #   Copies                      tensors of this instant, in buffers that are used again
 
 # %% ../nbs/25_tensorfile.ipynb #f816ac20
@@ -41,22 +44,25 @@ _DTYPES = {name: dtype for dtype, name in SAFETENSORS.items()}
 _PIECE = 4 << 20
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], hurry: Callable[[], bool] | None = None) -> dict:
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], hurry: Callable[[], bool] | None = None,
+                  blocks: Iterable[bytes] | None = None) -> dict:
     """Dense CPU tensors into a new file, forced to the disk: {"bytes": …, "sha256": …}. While nobody is in a hurry,
-    one thread does it all, so that a training which goes on keeps the other cores."""
+    one thread does it all, so that a training which goes on keeps the other cores. What is larger than memory
+    comes as `blocks`, and the tensors say names, dtypes and shapes only (device="meta")."""
     header, size = _header(tensors)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         _reserve(fd, size)
         with _Digest(hurry) as digest:
             at = 0
-            for block in (memoryview(header), *map(_bytes, tensors.values())):
+            for block in chain([header], [*map(_bytes, tensors.values())] if blocks is None else blocks):
                 for begin in range(0, len(block), _PIECE):
-                    piece = block[begin:begin + _PIECE]
+                    piece = memoryview(block)[begin:begin + _PIECE]
                     digest.update(piece)
                     while piece:
                         done = os.pwrite(fd, piece, at)  # may write less than asked
                         piece, at = piece[done:], at + done
+            if at != size: raise ValueError(f"{path}  got {at:,} bytes, its header says {size:,}")
             sync(fd)
     finally: os.close(fd)
     return {"bytes": size, "sha256": digest.hexdigest()}
@@ -179,6 +185,24 @@ def _room(name: str, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
     except RuntimeError:
         raise MemoryError(f"{name} takes {math.prod(shape) * dtype.itemsize / 1e9:.3g} GB of memory, "
                           "which are not free here") from None
+
+# %% ../nbs/25_tensorfile.ipynb #0d3c3291
+def map_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    "The tensors of a file where they lie: read when they are touched, changed in memory only."
+    with open(open_regular(path), "rb") as file:
+        entries, header = _read_header(file, os.fstat(file.fileno()).st_size, str(path))
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    found, at = {}, len(header)
+    for name, (dtype, shape) in entries.items():
+        size = math.prod(shape) * dtype.itemsize
+        if not size: found[name] = _room(f"{path}  {name}", dtype, shape)
+        elif at % dtype.itemsize == 0:
+            found[name] = torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=at).reshape(shape)
+        else:  # others pack them without gaps
+            raw = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=at)
+            found[name] = raw.clone().view(dtype).reshape(shape)
+        at += size
+    return found
 
 # %% ../nbs/25_tensorfile.ipynb #b8464ec2
 class Copies:
