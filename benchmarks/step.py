@@ -1,6 +1,6 @@
 """What a step costs in the trainer, beside the loops that one writes by hand.
 
-    python benchmarks/step.py [--rounds 7] [--only small large memory imports]          (4 minutes)
+    python benchmarks/step.py [--rounds 7] [--only small large memory imports options]  (6 minutes)
 
 One thread; every figure comes from a process of its own, all kinds in turn; told are medians, and the median and the spread of
 the ratios within a round. A step's cost is the lower quartile over stretches of 50 steps, the first 200 left out.
@@ -8,6 +8,9 @@ the ratios within a round. A step's cost is the lower quartile over stretches of
 bare: the loop that everybody writes, with a DataLoader, AdamW, clipping to 1 and a LambdaLR. best: the same work tuned by
 hand: a fused optimizer that divides by the clip factor and skips bad steps, one gather a batch, no scheduler object.
 trainer: Trainer(..., run=False). logged: with its run folder, a row every 10 steps and checkpoints.
+
+options: the trainer with each option on beside the trainer without, for each batch. The differences are smaller than those
+between two processes, so one trains them all in turn; told is the median of the ratios of neighbours.
 """
 import argparse
 import json
@@ -86,6 +89,22 @@ def logged(model, data, steps):
     with tempfile.TemporaryDirectory() as folder: trainer(model, data, steps, run=None, save_dir=f"{folder}/run")
 
 
+OPTIONS = {  # name → keywords beside those of the trainer
+    "nothing": {}, "clip off": {"clip": None}, "clip_value": {"clip_value": 0.1}, "accumulate 4": {"accumulate": 4},
+    "nonfinite skip": {"nonfinite": "skip"}, "ema": {"ema": 0.99}, "no_decay": {"no_decay": True},
+    "groups, no_decay": {"groups": [{"match": "0.*", "lr": 1e-4}], "no_decay": True},
+    "freeze": {"freeze": "0.*"}, "thawed": {"freeze": {"0.*": 1}},
+    "label_smoothing": {"label_smoothing": 0.1}, "class_weights": {"class_weights": [1.0] * CLASSES},
+    "warmup": {"warmup": "100 steps"}, "scheduler multistep": {"scheduler": "multistep", "milestones": ["50 steps"]},
+    **{f"scheduler {name}": {"scheduler": name} for name in ("constant", "linear", "polynomial", "onecycle", "step")},
+    "scheduler plateau": {"scheduler": "plateau", "monitor": "train_loss"}, "scheduler of torch's": {"of_torch": True},
+    "early_stopping": {"early_stopping": True, "monitor": "train_loss", "patience": 99},
+    "epoch_line": {"config": {"logging": {"epoch_line": ["Epoch {epoch}/{epochs} - Loss: {train_loss:.2f}"]}}},
+    "sgd": {"optimizer": "sgd"}, "adam": {"optimizer": "adam"}, "rmsprop": {"optimizer": "rmsprop"},
+    "deterministic": {"deterministic": True}, "gradient_checkpointing": {"gradient_checkpointing": True},
+    "bf16": {"precision": "bf16"}}
+
+
 KINDS = {"bare": bare, "best": best, "trainer": trainer, "logged": logged}
 
 
@@ -120,6 +139,51 @@ def table(kinds: tuple, size: str, key: str, unit: str, to: tuple, rounds: int) 
         print(told, flush=True)
 
 
+def blocks(width: int):
+    "The small model; its hidden layer is a block that gradient_checkpointing finds."
+    import torch
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU())
+    return torch.nn.Sequential(block, torch.nn.Linear(width, CLASSES))
+
+
+def with_option(data, of_torch: bool = False, **more) -> float:
+    "Microseconds a batch of an epoch, the first epoch left out."
+    import torch
+
+    from trainbook.events import Callback
+    from trainbook.trainer import Trainer
+    class Clock(Callback):
+        def epoch_start(self, trainer): self.began = time.perf_counter()
+        def epoch_end(self, trainer): self.took = time.perf_counter() - self.began
+    clock, model = Clock(), blocks(WIDTHS["small"])
+    words = {"loss": "cross_entropy", "clip": CLIP, "scheduler": "cosine", "lr": LR, "epochs": 2, "quiet": True, "run": False}
+    if of_torch:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
+        more |= {"optimizer": optimizer, "scheduler": (torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999), "update")}
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
+    Trainer(model, loader, callbacks=clock, **(words | more)).train()
+    return clock.took / len(loader) * 1e6
+
+
+def options(rounds: int) -> None:
+    "Each option beside none of them, in turn in one process."
+    import torch
+    torch.set_num_threads(1)
+    data = task("small")[1]
+    data = torch.utils.data.TensorDataset(*(one[:400 * BATCH] for one in data.tensors))
+    ratios = {name: [] for name in OPTIONS}
+    for _ in range(rounds + 1):
+        for name, more in OPTIONS.items():
+            base = with_option(data)
+            ratios[name].append(((took := with_option(data, **more)) / base, took - base))
+            torch.use_deterministic_algorithms(False)
+    for name, pairs in ratios.items():
+        each = sorted(ratio for ratio, _ in pairs[1:])  # the first round warms up
+        more = statistics.median(difference for _, difference in pairs[1:])
+        print(f"{name:22} / nothing {statistics.median(each):.3f} ({each[0]:.3f}–{each[-1]:.3f})   {more:+6.1f} µs", flush=True)
+
+
 def imports(rounds: int) -> None:
     modules, times = ("torch", "trainbook.trainer"), {}
     for number in range(rounds + 1):
@@ -135,7 +199,7 @@ def imports(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=("small", "large", "memory", "imports"))
+    parser.add_argument("--only", nargs="+", choices=("small", "large", "memory", "imports", "options"))
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--size", choices=WIDTHS, default="small", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -151,6 +215,9 @@ def main() -> None:
         print("peak memory; wanted: trainer / bare ≤ 1.02")
         table(("bare", "trainer"), "large", "mb", "MB", ("bare",), 3)
     if wants("imports"): imports(args.rounds)
+    if wants("options"):
+        print("the small model with each option; wanted: no more than its own arithmetic")
+        options(args.rounds)
 
 
 if __name__ == "__main__": main()

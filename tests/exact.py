@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from trainbook import checkpoint, run
 from trainbook.events import Callback, Paused
+from trainbook.metrics import deciding_metric
 from trainbook.run import Run, versions
 from trainbook.state import split
 from trainbook.trainer import Trainer
@@ -102,7 +103,7 @@ class Steering(Callback):
 
     def eval_end(self, trainer):
         self.seen[2] += 1
-        self.value += trainer.metrics["val_loss"]
+        self.value += trainer.metrics[deciding_metric(trainer.metrics)]
 
     def epoch_end(self, trainer):
         self.seen[3] += 1
@@ -113,6 +114,9 @@ class Pulse(Callback):
     "Writes each step and the time to a file that the killer watches."
     def __init__(self, path): self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     def step_end(self, trainer): os.write(self.fd, struct.pack("qq", trainer.step, time.monotonic_ns()))
+
+
+def hardness(sample) -> float: return float(sample[0].sum())
 
 
 def at_event(event: str, number: int, work) -> Callback:
@@ -135,11 +139,31 @@ def at_step(step: int, work) -> Callback:
 
 # --- recipes --------------------------------------------------------------------------------------------------------------------------
 
+BROKEN = X.clone()
+BROKEN[17] = torch.inf  # one step of each epoch has a gradient that is not finite
+
+
+def pictures() -> torch.nn.Module:
+    torch.manual_seed(7)
+    return torch.nn.Sequential(torch.nn.Unflatten(1, (1, 2, 3)), torch.nn.Conv2d(1, 4, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 3))
+
+
+def of_torch(kind, build, per=None, **words):
+    "Words for an optimizer of this kind and a scheduler of torch's that moves it, both made with the model."
+    def made(model):
+        optimizer = kind(model.parameters(), lr=1e-2)
+        return {"optimizer": optimizer, "scheduler": (build(optimizer), per) if per else build(optimizer), **words}
+    return made
+
+
+S = torch.optim.lr_scheduler
+
+
 def loader(data=None, workers=0, **more) -> DataLoader: return DataLoader(data or TensorDataset(X, Y), 8, shuffle=True, num_workers=workers, **more)
 
 
 _PLAIN = {"epochs": 4, "save_interval": 1, "optimizer": "adamw", "lr": 1e-2}
-# name → (loader from a number of workers, numbers of workers of the lives, model, keywords)
+# name → (loader from a number of workers, numbers of workers of the lives, model, keywords, perhaps from the model)
 RECIPES = {
     "plain": (loader, (0,), net, {}),
     "accumulate": (loader, (0,), net, {"accumulate": 3, "epochs": 9, "save_interval": "4 steps"}),
@@ -168,29 +192,54 @@ RECIPES = {
     "stops_early": (loader, (0,), net, {"lr": 0.3, "early_stopping": True, "patience": 2, "eval_every": "3 steps", "save_interval": "5 steps", "epochs": 20}),
     "averaged": (loader, (0,), lambda: net(0.2, True), {"ema": 0.9, "eval_every": "5 steps", "save_interval": "7 steps"}),
     "recomputed": (loader, (0,), lambda: blocks(), {"gradient_checkpointing": True, "save_interval": "7 steps"}),
+    "loss_arguments": (loader, (0,), net, {"label_smoothing": 0.1, "class_weights": [1, 3, 0.5], "save_interval": "7 steps"}),
+    "clip_value_adam": (loader, (0,), net, {"clip_value": 0.02, "clip": 0.05, "optimizer": "adam", "save_interval": "7 steps"}),
+    "left_out": (lambda workers: loader(TensorDataset(BROKEN, Y)), (0,), net, {"nonfinite": 4, "save_interval": "5 steps", "clip_value": 0.1}),
+    "left_out_rmsprop": (lambda workers: loader(TensorDataset(BROKEN, Y)), (0,), net, {"nonfinite": "skip", "optimizer": "rmsprop", "accumulate": 3, "epochs": 9, "save_interval": "4 steps"}),
+    "step_adagrad_limit": (loader, (0,), net, {"scheduler": "step", "step_size": "11 steps", "gamma": 0.5, "optimizer": "adagrad", "limit": 9, "epochs": 5, "save_interval": "4 steps"}),
+    "linear_end_in_steps": (loader, (0,), net, {"scheduler": "linear", "epochs": "41 steps", "warmup": "5 steps", "save_interval": "6 steps"}),
+    "polynomial_eval_every_2": (loader, (0,), net, {"scheduler": "polynomial", "power": 2, "min_lr": 1e-4, "eval_every": 2, "save_interval": "8 steps"}),
+    "monitor_restore_best": (loader, (0,), net, {"monitor": "val_loss", "monitor_mode": "max", "restore_best": True, "early_stopping": True, "patience": 4, "min_delta": 1e-3,
+                                                 "scheduler": "constant", "lr": 0.1, "ema": 0.8, "eval_every": "6 steps", "save_interval": "5 steps"}),
+    "torch_per_update": (loader, (0,), net, of_torch(torch.optim.AdamW, lambda one: S.CyclicLR(one, 1e-2, 5e-2, 4, cycle_momentum=False), "update", save_interval="7 steps")),
+    "torch_per_epoch": (loader, (0,), net, of_torch(torch.optim.SGD, lambda one: S.ExponentialLR(one, 0.5), "epoch", save_interval="7 steps", clip=0.5)),
+    "torch_plateau": (loader, (0,), net, of_torch(torch.optim.NAdam, lambda one: S.ReduceLROnPlateau(one, patience=0), eval_every="4 steps", save_interval="7 steps")),
+    "channels_last_deterministic": (loader, (0,), pictures, {"channels_last": True, "deterministic": True, "save_interval": "7 steps"}),
+    "held": (loader, (0,), net, {"after_end": "hold", "epochs": 2, "save_interval": "5 steps"}),
+    "restarted": (loader, (0,), net, {"after_end": "restart", "scheduler": "linear", "epochs": 1, "warmup": "4 steps", "save_interval": "5 steps"}),
+    "stretched": (loader, (0,), net, {"after_end": "stretch", "epochs": 2, "save_interval": "5 steps"}),
+    "compiled": (loader, (0,), net, {"compile": True, "save_interval": "7 steps"}),
+    "curriculum": (lambda workers: loader(Augmented(), workers), (0, 2), lambda: net(0.1), {
+        "curriculum": {"difficulty": hardness, 0: 0.3, 1: range(20, 70), 3: "all"}, "save_interval": "5 steps", "eval_every": 0.5, "warmup": 2, "min_lr": 1e-4}),
+    "several_validations": (loader, (0,), net, {"val_loader": {"near": DataLoader(Augmented(20), 8), "far": DataLoader(Augmented(30), 8)}, "monitor": "val_far_loss",
+                                                "early_stopping": True, "patience": 2, "eval_every": "4 steps", "save_interval": "6 steps"}),
     "everything": (lambda workers: loader(Augmented(), workers, collate_fn=noisy_collate), (0, 2), lambda: net(0.2, True),
                    {"accumulate": 3, "epochs": 9, "clip": 0.5, "warmup": "5 steps", "precision": "bf16", "save_interval": "4 steps", "eval_every": "3 steps"}),
 }
+ENDS = {"held": (2, 4), "restarted": (1, 2, 4), "stretched": (2, 4)}  # of calls of train(), one after the other
 
 
 def make(recipe: str, folder: Path, life: int = 0, callbacks=(), kind=Noisy, on_existing="resume", **changed) -> Trainer:
     "The trainer of a recipe, the same in each of its lives but for the number of workers."
     data, workers, model, words = RECIPES[recipe]
+    model = model()
+    words = words(model) if callable(words) else words
     config = {"run": {"on_existing": on_existing}, "logging": {"every": "3 steps"}}
-    return kind(model(), data(workers=workers[life % len(workers)]), DataLoader(Augmented(20), 8), loss="cross_entropy", config=config,
-                callbacks=[Steering(), *callbacks], save_dir=str(folder/"run"), quiet=True, **(_PLAIN | words | changed))
+    words = {"val_loader": DataLoader(Augmented(20), 8)} | _PLAIN | words | changed
+    return kind(model, data(workers=workers[life % len(workers)]), loss="cross_entropy", config=config, callbacks=[Steering(), *callbacks],
+                save_dir=str(folder/"run"), quiet=True, **words)
 
 
 # --- one life -------------------------------------------------------------------------------------------------------------------------
 
 class Slow(Noisy):
     "Evaluates slowly, and may die of it."
-    seconds, die_at, made = 0.0, 0, 0
+    lasts, die_at, made = 0.0, 0, 0
 
     def validation_step(self, batch):
         self.made += 1
         if self.made == self.die_at: kill_me()
-        time.sleep(self.seconds)
+        time.sleep(self.lasts)
         return super().validation_step(batch)
 
 
@@ -202,7 +251,7 @@ def live(folder: str, recipe: str, life: int = 0, die: tuple[str, int] | None = 
     for event, number, values in say or (): callbacks.append(at_event(event, number, lambda trainer, values=values: say_and_wait(trainer, values)))
     if die and die[0] == "validation": Slow.die_at = die[1]
     elif die: callbacks.append(at_step(die[1], kill_me) if die[0] == "step" else at_event(*die, kill_me))
-    Slow.seconds = slow_validation
+    Slow.lasts = slow_validation
     if slow_disk:
         real = os.fsync
         os.fsync = lambda fd: (time.sleep(slow_disk), real(fd))
@@ -212,14 +261,15 @@ def live(folder: str, recipe: str, life: int = 0, die: tuple[str, int] | None = 
     if interrupts:
         Noisy.pause = 0.001
         signal.signal(signal.SIGINT, lambda *_: tell(folder/"outside", 0))  # between two sessions
+    for end in ENDS.get(recipe, (None,)):
         while True:
-            try: trainer.train()
-            except (Paused, SystemExit) as end:
-                assert isinstance(end, Paused) == interactive and (interactive or end.code == 130)
+            try: trainer.train(end)
+            except (Paused, SystemExit) as error:
+                if not interrupts: raise
+                assert isinstance(error, Paused) == interactive and (interactive or error.code == 130)
                 tell(folder/"pauses", trainer.step)
                 continue
             break
-    else: trainer.train()
     leave_end(trainer, folder)
 
 

@@ -123,6 +123,35 @@ def test_killed_once(server, unhurt, recipe, tmp_path):
     kills(server, unhurt, tmp_path/"main", recipe, [random.Random(recipe).random()])
 
 
+@pytest.mark.parametrize("recipe, die", [("held", ("step", 40)), ("held", ("fit_start", 2)), ("stretched", ("step", 51)), ("restarted", ("step", 20)),
+                                         ("restarted", ("step", 27)), ("restarted", ("step", 40)), ("restarted", ("epoch_end", 2))], ids=str)
+def test_a_script_that_trains_on_is_run_again(server, unhurt, recipe, die, tmp_path):
+    """Its first calls of train() say ends that lie behind: nothing is evaluated there, and no end counts twice."""
+    assert server.live(tmp_path, recipe, die=die) == -signal.SIGKILL, said(tmp_path, 0)
+    check_same(finish(server, tmp_path, recipe, 1), unhurt(recipe)[0])
+
+
+def test_the_count_of_steps_left_out_survives(server, unhurt, tmp_path):
+    """Killed after the first of them, the next life ends at the same third as one that was not killed."""
+    assert unhurt("left_out")[0]["tree"]["trainer"]["numbers"]["skipped"] == 4
+    for folder, die in ((tmp_path/"whole", None), (tmp_path/"killed", ("step", 24))):
+        if die: assert server.live(folder, "left_out", die=die, nonfinite=2) == -signal.SIGKILL
+        assert server.live(folder, "left_out", life=1, nonfinite=2) == 1
+    ends = [[line for line in said(folder, 1).splitlines() if "it is number 3, and nonfinite: 2" in line] for folder in (tmp_path/"whole", tmp_path/"killed")]
+    assert ends[0] and ends[0] == ends[1]
+
+
+def test_an_end_by_the_clock_counts_all_lives(server, tmp_path):
+    """It stops by time, whatever was killed: both lives together last as long as one would, and no step is missing."""
+    words = {"epochs": "1.5 s", "scheduler": "constant"}
+    assert killed(server, tmp_path, "intervals", 0, 1, seconds=1.0, **words), said(tmp_path, 0)
+    outcome = finish(server, tmp_path, "intervals", 1, **words)
+    steps = [row["step"] for row in outcome["rows"] if "loss" in row]
+    assert steps == [*range(3, steps[-1] + 1, 3)] and len(steps) > 3
+    lasted = [(times[-1] - times[0]) / 1e9 for life in range(2) if (times := [time for _, time in exact.pulses(tmp_path, life)])]
+    assert len(lasted) == 2 and lasted[0] > 0.8 and sum(lasted) < 2.2 and outcome["tree"]["trainer"]["spent"] >= 1.5
+
+
 def test_resumed_by_its_name(server, unhurt, tmp_path):
     """resume_from_checkpoint() by hand comes to the same as run.on_existing: resume."""
     wanted, _, _ = unhurt("intervals")
@@ -225,7 +254,7 @@ SCRIPT = """
 import exact, sys
 from pathlib import Path
 from torch.utils.data import DataLoader, TensorDataset
-exact.Slow.seconds = 0.05
+exact.Slow.lasts = 0.05
 trainer = exact.make("plain", Path(sys.argv[1]), kind=exact.Slow)
 from trainbook.data import KeyedLoader
 trainer.val_loader = KeyedLoader(DataLoader(TensorDataset(exact.X.repeat(10, 1), exact.Y.repeat(10)), 1))

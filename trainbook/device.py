@@ -20,7 +20,7 @@ from .source import ConfigError, near
 # %% auto #0
 __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', 'samples_in', 'ahead', 'mix', 'reseed',
            'reseed_python_numpy', 'rng_state', 'set_rng_state', 'seed_everything', 'aside', 'make_deterministic',
-           'Waiting', 'Tally']
+           'how_exact', 'Waiting', 'Tally']
 
 # %% ../nbs/10_device.ipynb #7b6ee3c5
 # Map of this module, top to bottom:
@@ -31,7 +31,7 @@ __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', '
 #   mix, reseed                 a key from numbers; all generators of the process from a key
 #   rng_state, set_rng_state    everything random, as a value
 #   aside                       random work that leaves no trace outside
-#   make_deterministic          what torch needs to compute the same twice
+#   make_deterministic, how_exact    what torch needs to compute the same twice; what is set, for the record
 #   Waiting, Tally              numbers that stay on the device until many are fetched in one copy; their means
 
 # %% ../nbs/10_device.ipynb #3468d5ee
@@ -229,6 +229,12 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def how_exact() -> dict[str, bool]:
+    "The switches of this process that decide whether the same is computed twice, for the record of a run."
+    return {"deterministic": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic, "cudnn_benchmark": torch.backends.cudnn.benchmark}
 
 # %% ../nbs/10_device.ipynb #348e5f00
 class Waiting:

@@ -15,14 +15,14 @@ from .schema import Duration, Root, duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Epochs', 'Plan', 'make_plan', 'check_asked']
+__all__ = ['Epochs', 'Plan', 'make_plan', 'check_watch']
 
 # %% ../nbs/13_plan.ipynb #b3413690
 # Map of this module, top to bottom:
 #   Epochs        how many updates they have
 #   Plan          intervals and ends as numbers of steps
 #   make_plan     from a config and the length of an epoch, or why not
-#   check_asked   keys that ask for what is not there
+#   check_watch   is measured what shall decide?
 
 # %% ../nbs/13_plan.ipynb #165bb973
 class Epochs(NamedTuple):
@@ -60,6 +60,17 @@ class Plan(NamedTuple):
         if self.end.unit == "seconds": return seconds >= self.end.amount
         if self.end.unit == "epochs" and self.end.amount % 1 == 0: return epoch >= self.end.amount  # whatever a loader's len says
         return self.total is not None and step >= self.total
+
+    def is_past(self, step: int, epoch: int, batch: int) -> bool:
+        "Did it lie behind before the last step was made? Then there is nothing to end."
+        return self.is_over(step - 1, epoch - (batch == 0), 0.0)
+
+    def notes(self, config: Config) -> list[str]:
+        "What a person should know before training by it."
+        count, place = config.training.accumulate, config.place("training.accumulate")
+        longer = self.batches and count > self.batches and not config.training.limit
+        return [f"accumulate: {count} ({place}) is more than an epoch has batches ({self.batches}); "
+                "each epoch is one update"] * bool(longer)
 
     def evaluates(self, step: int) -> bool: return _crosses(self.evals, step - self.first)
     def writes_row(self, step: int) -> bool: return _crosses(self.rows, step - self.first)
@@ -138,12 +149,17 @@ def _after(every: float | None, step: int) -> float:
     return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
 
 
-def check_asked(config: Config, validates: bool, writes: bool) -> None:
-    "ConfigError for keys that want a validation or a run where there is none; before anything is trained."
-    t, watched = config.training, (config.training.monitor or "").startswith("train_")
-    wrong = [
-        (t.restore_best and not writes, "restore_best", "needs a run to keep them in, and run is False"),
-        (t.restore_best and not validates and not watched, "restore_best", "needs a val_loader, or monitor: train_loss"),
-        (t.early_stopping and not validates and not watched, "early_stopping", "needs a val_loader, or monitor: train_loss"),
-        (t.monitor_mode and not t.monitor, "monitor_mode", f"{t.monitor_mode} needs a monitor; say monitor: val_…")]
-    if lines := [f"{key}  {why}" for asked, key, why in wrong if asked]: raise ConfigError(*lines)
+def check_watch(config: Config, validates: bool, writes: bool = True) -> None:
+    "ConfigError where something shall decide and is never measured; `validates`: there is a val_loader, `writes`: a run."
+    t, place = config.training, lambda key: config.place(f"training.{key}")
+    hears, lines = validates and t.eval_every is not None or (t.monitor or "").startswith("train_"), []
+    for key in ("early_stopping", "restore_best"):
+        wanted = "eval_every, which is null" if validates else "a val_loader"
+        if t[key] and not hears: lines.append(f"{place(key)}  {key}  needs {wanted}, or monitor: train_loss")
+    if t.restore_best and not writes:
+        lines.append(f"{place('restore_best')}  restore_best  needs a run to keep them in, and run is False")
+    if (t.monitor or "").startswith("val_") and not validates:
+        lines.append(f"{place('monitor')}  monitor  {t.monitor} needs a val_loader")
+    if t.monitor_mode and not t.monitor:
+        lines.append(f"{place('monitor_mode')}  monitor_mode  {t.monitor_mode} needs a monitor; say monitor: val_…")
+    if lines: raise ConfigError(*lines)

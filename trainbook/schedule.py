@@ -286,8 +286,9 @@ def take_back(schedule: Schedule | Plateau | Torched, told: Mapping[str, Any]) -
 
 # %% ../nbs/17_schedule.ipynb #0f09d958
 def ends_after(ends: tuple[int, ...], before: int | None, now: int | None, step: int) -> tuple[int, ...]:
-    "The ends at which training went on: one more, if it was to end at `before`, has got there, and ends at `now` instead."
-    went_on = before is not None and now is not None and before <= step and before < now
+    """The ends at which training went on: one more, if it was to end at `before`, has got there, and ends at `now` instead.
+    Once each: a script that is run again says its ends again."""
+    went_on = before is not None and now is not None and before <= step and before < now and before not in ends
     return (*ends, before) if went_on else tuple(ends)
 
 

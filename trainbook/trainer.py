@@ -17,7 +17,8 @@ import torch
 from .config import Config
 from .console import History, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
-from .device import ahead, make_deterministic, pick_device, pick_precision, rng_state, seed_everything, set_rng_state
+from .device import (ahead, how_exact, make_deterministic, pick_device, pick_precision, rng_state, seed_everything,
+                              set_rng_state)
 from .dist import check_alone
 from .groups import Freezing
 from .load import load_checkpoint
@@ -27,7 +28,7 @@ from .metrics import Numbers, Step, Task, check_monitor, direction
 from .model import Average, prepare, put_back, size_of, spell_count, summary
 from .optim import Update, check_fits, following, make_updates, train_step, untrained
 from .order import is_plain, phases_of
-from .plan import Plan, check_asked, make_plan
+from .plan import Plan, check_watch, make_plan
 from .registry import build
 from .run import Run
 from .schedule import Schedule, ends_after, followed, make_schedule, plot, take_back, tell_end
@@ -75,7 +76,7 @@ class Trainer(Recorded, Task):
         device = pick_device(t.device, model)
         self._curriculum = curriculum
         self.train_loader, self.val_loader = train_loader, val_loader
-        check_asked(self.config, self.validates, self.writes)
+        check_watch(self.config, self.validates, self.writes)
         Task.__init__(self, prepare(model.to(device), t), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed,
                       loss_arguments(t, getattr(self._all_data.source, "dataset", None)))
         own = [*self.loss.parameters()] if isinstance(self.loss, torch.nn.Module) else []
@@ -305,7 +306,7 @@ class Trainer(Recorded, Task):
     def facts(self) -> dict[str, Any]:
         "What the first row of a life tells."
         return {"device": str(self.device), "precision": self.precision.name, "seed": self.seed,
-                "batches": self.plan.batches, "total": self.plan.total}
+                "batches": self.plan.batches, "total": self.plan.total, **how_exact()}
 
     # --- changes while it runs --------------------------------------------------------------------
 
@@ -340,7 +341,7 @@ class Trainer(Recorded, Task):
     def open(self) -> None:
         "Everything is checked, the run is ours, random numbers are where they were."
         t = self.config.training
-        for note in self.train_loader.notes(self.config): self.console.line(f"note: {note}")
+        for note in (*self.train_loader.notes(self.config), *self.plan.notes(self.config)): self.console.line(f"note: {note}")
         if t.deterministic: make_deterministic()
         if self.writes: self.open_run()
         if self.rng is None: seed_everything(t.seed)
@@ -372,7 +373,8 @@ class Trainer(Recorded, Task):
     def finish(self) -> str:
         "The last evaluation, the last checkpoint; how it ended."
         over = not self.halt and self.done
-        if over and (self.plan.eval_epochs or self.plan.evals): self.evaluate_now()
+        evaluates = (self.plan.eval_epochs or self.plan.evals) and not self.plan.is_past(self.step, self.epoch, self.batch)
+        if over and evaluates: self.evaluate_now()
         status = self.halt or ("finished" if over else "paused")
         if self.step: self.save(final=status == "finished")
         if self.step and self.record: self.record.settled(self.step)
