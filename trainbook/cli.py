@@ -120,10 +120,12 @@ def _evaluate(words: Words) -> None:
     split, name = words.option("--split") or "val", words.take("a checkpoint"); words.done()
     trainer = trained(name)
     found = trainer.evaluate({split: _split_of(trainer, split)})
-    print(safe(f"{trainer.begins}  {spell_row({key.replace(f'test_{split}_', f'{split}_'): value for key, value in found.items()})}"))
+    told = {key.replace(f"test_{split}_", f"{split}_"): value for key, value in found.items()}
+    print(safe(f"{trainer.begins}  {spell_row(told)}"))
 
 
-@verb("predict", "CHECKPOINT FILE.npz | FILE.safetensors [--split NAME]", "write what a checkpoint gives for a split of its data (test)")
+@verb("predict", "CHECKPOINT FILE.npz | FILE.safetensors [--split NAME]",
+      "write what a checkpoint gives for a split of its data (test)")
 def _predict(words: Words) -> None:
     from trainbook.stages import trained
     split, name, file = words.option("--split") or "test", words.take("a checkpoint"), words.take("a file"); words.done()

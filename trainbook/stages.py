@@ -141,9 +141,10 @@ class BaseTrainer(Trainer):
             if not self.computes_only: words["optimizer"] = self.build_optimizer(model, filled)
         self._set_up(model, config, callbacks=callbacks, quiet=quiet, run=run, **words)
         self.allow_drift, self.begins = allow_drift, ""
-        if checkpoint is None: return self._begin(given)
-        self._go_on_from(checkpoint, allow_drift)
-        self.origin = None  # whatever run it comes from, it writes the one that was given
+        if checkpoint is None: self._begin(given)
+        else:
+            self._go_on_from(checkpoint, allow_drift)
+            self.origin = None  # whatever run it comes from, it writes the one that was given
 
     # --- how its parts are made -------------------------------------------------------------------
 
@@ -219,6 +220,11 @@ class BaseTrainer(Trainer):
 
     def open_run(self) -> None:
         super().open_run()
+        mine, theirs = self.config, self.run.config
+        if not self.step and theirs.has_stages and theirs.stage(self.stage) != mine:  # of a run that others have begun
+            theirs = theirs.merge({"stages": [{"name": name, **(nested(mine.leaves()) if name == self.stage else {})}
+                                              for name in theirs.stage_names]})
+            write_whole(self.run.folder/"config.yaml", theirs.to_yaml())
         if self._told: _RUNS[id(self._told)] = self._told, self.run
 
     def finish(self) -> str: return super().finish() if not self.computes_only else self.halt or "finished"
@@ -230,8 +236,7 @@ class BaseTrainer(Trainer):
         return own | {"stages": self.asked} | ({"init_from": self.begins} if self.begins else {})
 
     def write_outputs(self, splits: Mapping[str, Any], file: str | Path, notes: str | Path | None = None) -> Path:
-        """What extract_step gives for each batch of these splits, in one .npz or .safetensors file. Interrupted and called again, it
-        goes on; `notes` is the folder with what it has so far."""
+        "What extract_step gives, in one .npz or .safetensors file. Called again it goes on from its `notes`, a folder."
         file, loaders = Path(file), {name: keyed(one, self.config, "test") for name, one in splits.items()}
         about = {"begins": self.begins, "data": {name: one.identity() for name, one in loaders.items()}}
         written = Extraction(notes or file.with_name(f".{file.name}-parts"), file, about)
@@ -311,7 +316,7 @@ def train_stages(config: Config | Mapping | str | Path, run: Run | None = None, 
     if len(names) > 1:
         for name, match in check_handover(config, names).items():
             if not quiet: print(f"{config.stage(name).init_from} → {name}: {match!r}")
-    run = run or Run.create(config)
+    run = run or run_of(config.stage(names[0]), []) or Run.create(config)
     for name in names:
         if stage_state(run, name) == "finished": continue
         trainer = create_trainer(config.stage(name), run, quiet=quiet)
@@ -414,14 +419,13 @@ def trained(name: str | Path) -> BaseTrainer:
 def changes_since(run: Run) -> list[str]:
     "What is other now than when the run began, a line each: code, packages, the config's file."
     was, now = run.info["versions"], versions()
-    lines = [f"{name} was {was.get(name, 'not there')}, is {now.get(name, 'not there')}"
-             for name in {**was, **now} if was.get(name) != now.get(name)]
+    lines = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)]
     before, here = run.info["git"], git_state()
     if before and here and before["commit"] != here["commit"]:
         lines.append(f"the code was at commit {before['commit'][:10]}, is at {here['commit'][:10]}")
     told = run.info.get("config") or {}
     path = Path(run.info.get("cwd", "."))/told.get("file", "")
-    if told and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
-        lines.append(f"{told['file']} has changed; the run goes on with its own {run.folder}/config.yaml")
-    elif told and not path.is_file(): lines.append(f"{told['file']} is gone; the run has its own {run.folder}/config.yaml")
+    there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+    if told and there != told["sha256"]:
+        lines.append(f"{told['file']} {'has changed' if there else 'is gone'}; the run goes on with {run.folder}/config.yaml")
     return lines

@@ -22,26 +22,30 @@ class UsageError(Exception):
     "Words that a verb does not understand."
 
 
+def _is(word: str, name: str) -> bool:
+    return word.startswith("-") and word.lstrip("-").replace("_", "-") == name.lstrip("-").replace("_", "-")
+
+
 class Words:
     "The words behind a verb; what is taken is gone, and `done` refuses the rest."
 
     def __init__(self, words: list[str]): self.words = list(words)
 
     def switch(self, name: str) -> bool:
-        "Was `--name` said?"
-        if name not in self.words: return False
-        self.words.remove(name)
-        return True
+        "Was `--name` said? As -name and with _ it is the same word."
+        found = next((word for word in self.words if _is(word, name)), None)
+        if found: self.words.remove(found)
+        return found is not None
 
     def option(self, name: str) -> str | None:
         "The word behind `--name`, or behind its `=`."
         for i, word in enumerate(self.words):
-            if word.startswith(name + "="): del self.words[i]; return word.partition("=")[2]
-            if word == name:
-                if i + 1 == len(self.words): raise UsageError(f"{name} needs a value")
-                value = self.words[i + 1]
-                del self.words[i:i + 2]
-                return value
+            said, sign, value = word.partition("=")
+            if not _is(said, name): continue
+            if not sign and i + 1 == len(self.words): raise UsageError(f"{name} needs a value")
+            value = value if sign else self.words[i + 1]
+            del self.words[i:i + 1 + (not sign)]
+            return value
         return None
 
     def take(self, what: str, default: str | None = None) -> str:

@@ -1,0 +1,394 @@
+"""Stages from a config: one run, hand-over of weights, extraction, going on after a kill anywhere, branches; by functions and by the command line."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainbook.config import Config
+from trainbook.load import load_checkpoint
+from trainbook.run import Run, runs
+from trainbook.source import ConfigError
+from trainbook.stages import BaseTrainer, branch, create_trainer, resume, stage_state, train_stages, trained
+from trainbook.state import split
+from trainbook.tensorfile import CheckpointError
+from trainbook.weights import WeightsError
+
+PROJECT = '''
+import os, signal, time
+import numpy, torch
+from torch.utils.data import Dataset, TensorDataset
+
+def due(what, count={}):
+    "Dies by SIGKILL at the moment that DIE names, as coarse:30."
+    count[what] = count.get(what, 0) + 1
+    if os.environ.get("DIE") == f"{what}:{count[what]}": os.kill(os.getpid(), signal.SIGKILL)
+
+class Net(torch.nn.Module):
+    def __init__(self, hidden=8, arms=2):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(2, hidden), torch.nn.ReLU(), torch.nn.Dropout(0.1))
+        self.head = torch.nn.Linear(hidden, arms)
+    def forward(self, x):
+        if not self.training and not torch.is_grad_enabled(): due("look")
+        return self.head(self.body(x))
+
+def points(count, seed):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, generator=random)
+    return x, (x[:, 0] * x[:, 1] > 0).long()
+
+class Points(Dataset):
+    def __init__(self, count, seed, part, pause): (self.x, self.y), self.part, self.pause = points(count, seed), part, pause
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i):
+        due(self.part)
+        time.sleep(self.pause)
+        return self.x[i] + 0.1 * torch.randn(2), self.y[i]
+
+def data(part="coarse", count=160, pause=0.0): return {"train": Points(count, 1, part, pause), "val": TensorDataset(*points(64, 2))}
+def all_points(count=160): return TensorDataset(*points(count, 1))
+def from_file(path, pause=0.0): return {"train": TensorDataset(*[torch.tensor(numpy.load(path)[name]) for name in ("outputs", "targets")])}
+'''
+CONFIG = '''
+run: {name: two}
+model: {name: "project:Net"}
+data: {name: "project:data"}
+training: {lr: 1e-2, epochs: 3, batch_size: 16, save_interval: 7 steps, loss: cross_entropy}
+logging: {every: 3 steps}
+stages:
+  - name: coarse
+  - name: features
+    kind: extract
+    init_from: coarse
+    data: {name: "project:all_points"}
+  - name: fine
+    init_from: coarse
+    model: {arms: 3}
+    data: {part: fine}
+    allow: ["head.*"]
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path/"project.py").write_text(PROJECT)
+    (tmp_path/"two.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("project",): sys.modules.pop(name, None)
+    yield tmp_path
+    sys.modules.pop("project", None)
+
+
+def command(*words, die="", cwd=None, **more) -> subprocess.CompletedProcess:
+    "trainbook …, in a process of its own."
+    root = Path(__file__).resolve().parent.parent
+    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1", "DIE": die}
+    return subprocess.run([sys.executable, "-m", "trainbook", *map(str, words)], capture_output=True, text=True, env=env, cwd=cwd, timeout=120, **more)
+
+
+def start(*words, **more) -> subprocess.Popen:
+    root = Path(__file__).resolve().parent.parent
+    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "trainbook", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, **more)
+
+
+def came_to(folder: Path) -> dict:
+    "All that a run came to, to be compared: each stage's last state bit by bit, the file of the extraction, the rows."
+    found = {}
+    for stage in ("coarse", "fine"):
+        checkpoint = load_checkpoint(folder/stage, quiet=True)
+        tree, tensors = split({name: value for name, value in checkpoint.state.items()})
+        found[stage] = json.dumps(tree, sort_keys=True, default=str), {name: (one.dtype, one.numpy(force=True).tobytes()) for name, one in tensors.items()}
+    if (folder/"features").is_dir(): found["features"] = (folder/"features/output.npz").read_bytes()
+    rows = Run(folder).story().of("step", "eval", "epoch")
+    found["rows"] = [{key: value for key, value in row.items() if key not in ("time", "seconds")} for row in rows]
+    return found
+
+
+# --- one stage ----------------------------------------------------------------------------------------------------------------------------
+
+class Dense(BaseTrainer):
+    of_stage = "fine"
+    def build_data(self, config):
+        import project
+        return TensorDataset(*project.points(48, 5)), TensorDataset(*project.points(48, 6))
+    def build_loss(self, config): return torch.nn.functional.cross_entropy
+    def build_metrics(self, config): return {"half": lambda outputs, targets: 0.5}
+
+
+def test_a_system_is_a_subclass(here):
+    """Its parts, a stage of its own, weights from a file, keywords, a loader given late."""
+    coarse = train_stages("two.yaml", only=["coarse"], quiet=True)
+    trainer = Dense("two.yaml", init_from=coarse.folder/"coarse", quiet=True, learning_rate=3e-3, num_epochs=2)
+    assert trainer.stage == "fine" and trainer.config.training.lr == 3e-3 and torch.equal(trainer.model.body[0].weight, load_checkpoint(f"{coarse.folder}@best", quiet=True)["model_state_dict"]["body.0.weight"])
+    trainer.train(DataLoader(TensorDataset(torch.randn(40, 2), torch.randint(0, 3, (40,))), 10), num_epochs=1)
+    assert trainer.step == 4 and trainer.metrics["val_half"] == 0.5 and trainer.run.config.stage("fine").training.lr == 3e-3
+
+
+def test_the_first_weights_are_those_of_the_seed(here):
+    made = [create_trainer(Config.from_yaml("two.yaml").stage("coarse"), quiet=True, seed=seed).model.head.weight for seed in (1, 1, 2)]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+    before = torch.get_rng_state()
+    create_trainer(Config.from_yaml("two.yaml").stage("coarse"), quiet=True)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_which_stage(here):
+    with pytest.raises(ConfigError, match="which one\\? say stage=… \\(coarse, features, fine\\)"): BaseTrainer("two.yaml")
+    with pytest.raises(ConfigError, match="no stage corse, did you mean coarse"): train_stages("two.yaml", only=["corse"])
+
+
+def test_a_loop_over_the_stages_writes_one_run(here):
+    config = Config.from_yaml("two.yaml")
+    for stage in config.stages: create_trainer(stage, quiet=True).train()
+    (run,) = runs("runs")
+    assert [stage_state(run, name) for name in config.stage_names] == ["finished"] * 3 and run.config.stage_names == config.stage_names
+    for stage in config.stages[:1]: create_trainer(stage, quiet=True).train()  # once more is another run
+    assert len(runs("runs")) == 2
+
+
+def test_commands_of_two_stages_share_a_folder(here):
+    for stage in ("coarse", "fine"): assert command("train", "two.yaml", "--stage", stage, "--save_dir", "both").returncode == 0
+    assert stage_state(Run("both"), "coarse") == stage_state(Run("both"), "fine") == "finished" and stage_state(Run("both"), "features") == "new"
+    said = command("resume", "both")
+    assert said.returncode == 0 and "both has finished; features was not asked for" in said.stdout
+    assert command("train", "two.yaml", "--stage", "fine", "--save_dir", "both").returncode == 2 or Path("both-2").is_dir()  # begun anew is another run
+
+
+# --- what a stage begins with ---------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def trained_coarse(here): return train_stages("two.yaml", only=["coarse"], quiet=True)
+
+
+def begins(run=None, **words) -> BaseTrainer:
+    return create_trainer(Config.from_yaml("two.yaml").stage("fine").merge(words), run, quiet=True)
+
+
+@pytest.mark.parametrize("word, which", [("coarse", "best"), ("coarse@latest", "latest"), ("best_coarse.pth", "best")])
+def test_a_stage_of_the_same_run(trained_coarse, word, which):
+    trainer = begins(trained_coarse, init_from=word)
+    assert Path(trainer.begins) == load_checkpoint(which, within=trained_coarse.folder/"coarse", quiet=True).path
+
+
+def test_other_places_to_begin(trained_coarse):
+    whole = load_checkpoint(f"{trained_coarse.folder}/coarse@best", quiet=True)
+    torch.save({"model": whole["model_state_dict"], "epoch": 3}, "old.pth")
+    for word in (f"{trained_coarse.folder}/coarse@best", f"{trained_coarse.name}@best", "old.pth"):
+        assert torch.equal(begins(init_from=word).model.body[0].weight, whole["model_state_dict"]["body.0.weight"])
+
+
+def test_optimizer_part_and_names(trained_coarse):
+    """keep takes the optimizer too; into loads one part; rename tells other names."""
+    same = create_trainer(Config.from_yaml("two.yaml").stage("coarse").merge({"init_from": f"{trained_coarse.folder}/coarse@best", "keep": ["model", "optimizer"]}), quiet=True)
+    assert same.updates[""].optimizer.state and same.updates[""].lr == 1e-2
+    body = {name.removeprefix("body."): one for name, one in same.model.state_dict().items() if name.startswith("body.")}
+    torch.save({"encoder": body}, "part.pth")
+    torch.save({f"trunk.{name}": one for name, one in body.items()}, "named.pth")
+    assert torch.equal(begins(init_from="part.pth", into="body", allow=[]).model.body[0].weight, same.model.body[0].weight)
+    assert torch.equal(begins(init_from="named.pth", rename={"trunk": "body"}).model.body[0].weight, same.model.body[0].weight)
+
+
+def test_a_file_that_may_be_missing(here, capsys):
+    with pytest.raises(CheckpointError, match="init_from  gone.pth"): begins(init_from="gone.pth")
+    trainer = create_trainer(Config.from_yaml("two.yaml").stage("fine").merge({"init_from": "gone.pth", "optional": True}))
+    assert "NOTE: there is no gone.pth; fine begins with weights of its own" in capsys.readouterr().out and trainer.begins == ""
+    Path("bad.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError): begins(init_from="bad.pth", optional=True)  # a damaged one is not missing
+
+
+def test_a_stage_that_was_not_trained(here):
+    with pytest.raises(CheckpointError, match="stage coarse has not been trained in this run; train it first, or name what to begin with: RUN/coarse@best"): begins()
+    with pytest.raises(ConfigError, match="init_from  is missing: what shall features compute with"):
+        create_trainer(Config.from_yaml("two.yaml").stage("features").merge({"init_from": None}))
+
+
+def test_a_forgotten_head_is_said_before_anything_is_trained(here):
+    Path("two.yaml").write_text(CONFIG.replace('    allow: ["head.*"]\n', ""))
+    with pytest.raises(WeightsError, match=r"head.weight +shape +\(2, 8\) in the file, \(3, 8\) in the model"): train_stages("two.yaml", quiet=True)
+    assert not runs("runs")
+
+
+# --- an extraction --------------------------------------------------------------------------------------------------------------------------
+
+def test_the_next_stage_reads_what_an_extraction_wrote(here):
+    Path("two.yaml").write_text(CONFIG.split("  - name: fine")[0] + '''
+  - name: head
+    model: {name: "torch.nn:Linear", in_features: 2, out_features: 2}
+    data: {name: "project:from_file", path: "${stages.features.output}"}
+''')
+    run = train_stages("two.yaml", quiet=True)
+    with numpy.load(run.folder/"features/output.npz") as file: assert file["outputs"].shape == (160, 2) and file["targets"].shape == (160,)
+    assert stage_state(run, "head") == "finished" and run.config.stage("head")["data.path"] == "${stages.features.output}"  # in the file it stays a name
+    with pytest.raises(ConfigError, match="is not there yet"): create_trainer(Config.from_yaml("two.yaml").stage("head"), quiet=True)
+
+
+# --- killed anywhere ------------------------------------------------------------------------------------------------------------------------
+
+KILLS = ["coarse:5", "coarse:300", "look:3", "look:15", "look:19", "fine:1", "fine:170", "fine:475"]
+
+
+def test_killed_in_each_stage(here):
+    """One life after the other is killed: before the first checkpoint, in the first stage, in its evaluation, in the extraction, in the last stage. Each goes on by the run's name."""
+    assert command("train", "two.yaml", "--save_dir", "straight").returncode == 0
+    died = [command("train", "two.yaml", "--save_dir", "killed", die=KILLS[0])] + [command("resume", "killed", die=die) for die in KILLS[1:]]
+    assert sum(one.returncode == -signal.SIGKILL for one in died) >= 6, [(one.returncode, one.stderr[-300:]) for one in died]
+    last = command("resume", "killed")
+    assert last.returncode == 0, last.stderr
+    assert came_to(here/"killed") == came_to(here/"straight")
+
+
+def test_killed_in_an_extraction_it_keeps_what_it_wrote(here):
+    assert command("train", "two.yaml", "--save_dir", "killed", "--stage", "coarse").returncode == 0
+    data = ["data.count=4000"]
+    Path("two.yaml").write_text(CONFIG.replace("all_points\"}", "all_points\", count: 4000}"))
+    killed = command("train", "two.yaml", "--save_dir", "killed", "--stage", "features", die="look:180")
+    assert killed.returncode == -signal.SIGKILL, (killed.returncode, killed.stderr, data)
+    assert json.loads((here/"killed/features/extraction.json").read_text())["splits"][""]["batches"] == 150
+    assert command("resume", "killed").returncode == 0
+    with numpy.load("killed/features/output.npz") as file: assert len(file["outputs"]) == 4000
+
+
+# --- going on -------------------------------------------------------------------------------------------------------------------------------
+
+def test_from_another_folder_after_the_config_was_edited(here, tmp_path_factory):
+    assert command("train", "two.yaml", "--save_dir", "straight", "--stage", "coarse").returncode == 0
+    assert command("train", "two.yaml", "--save_dir", "killed", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
+    Path("two.yaml").write_text(CONFIG.replace("lr: 1e-2", "lr: 1.0"))
+    said = command("resume", here/"killed", cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert said.returncode == 0 and "two.yaml has changed; the run goes on with" in said.stdout, said
+    assert torch.equal(*(load_checkpoint(here/name, quiet=True)["model_state_dict"]["head.weight"] for name in ("straight", "killed")))
+
+
+def test_other_data_is_refused(here):
+    assert command("train", "two.yaml", "--save_dir", "r", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
+    Path("project.py").write_text(PROJECT.replace("count=160, pause", "count=128, pause"))
+    refused = command("resume", "r")
+    assert refused.returncode == 1 and "samples  was 160, is 128" in refused.stderr and "--allow-drift" in refused.stderr
+    assert command("resume", "r", "--allow-drift").returncode == 0 and stage_state(Run("r"), "coarse") == "finished"
+
+
+def test_numbers_that_change_on_the_way(here):
+    assert command("train", "two.yaml", "--save_dir", "r", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
+    refused = command("resume", "r", "--lr", "1e-3", "--batch_size", "8")
+    assert refused.returncode == 2 and "training.batch_size  cannot be changed while training" in refused.stderr and "trainbook branch r --set" in refused.stderr
+    done = command("resume", "r", "--lr", "1e-3")
+    assert done.returncode == 0 and load_checkpoint("r", quiet=True)["config"]["training"]["lr"] == 1e-3, done.stderr
+
+
+def test_a_command_that_is_started_again_goes_on(here):
+    words = ("train", "two.yaml", "--save_dir", "r", "run.on_existing=resume")
+    assert command(*words, die="coarse:300").returncode == -signal.SIGKILL
+    assert command(*words, die="fine:50").returncode == -signal.SIGKILL
+    assert command(*words).returncode == 0
+    assert command("train", "two.yaml", "--save_dir", "straight").returncode == 0
+    assert came_to(here/"r") == came_to(here/"straight") and not Path("r-2").exists()
+
+
+def test_a_finished_run_says_so(trained_coarse, capsys):
+    resume(trained_coarse.folder)
+    said = capsys.readouterr().out
+    assert "has finished" in said and "features, fine was not asked for" in said
+
+
+# --- branches -------------------------------------------------------------------------------------------------------------------------------
+
+def test_a_branch(here, trained_coarse):
+    """From a step in the middle, with changes; the old future stays, the lineage is known, the stages behind it follow."""
+    before = sorted(path.name for path in (trained_coarse.folder/"coarse").iterdir())
+    child = branch(f"{trained_coarse.folder}/coarse@21", ["training.lr=1e-4"], "lower-lr", quiet=True)
+    assert child.parent["name"] == trained_coarse.name and child.parent["step"] == 21 and child.name.startswith("lower-lr")
+    assert [stage_state(child, name) for name in ("coarse", "features", "fine")] == ["finished"] * 3 and child.config.training.lr == 1e-4
+    assert before == sorted(path.name for path in (trained_coarse.folder/"coarse").iterdir()) and Run(trained_coarse.folder).children() == [child]
+    first = next(child.story().of("step", stage="coarse"))
+    assert first["step"] == 24 and first["lr"] < 1e-4
+
+
+def test_from_the_newest_checkpoint_a_branch_is_a_branch(trained_coarse):
+    child = branch(f"{trained_coarse.folder}@latest", ["training.epochs=4"], quiet=True)
+    assert child.folder != trained_coarse.folder and load_checkpoint(child.folder/"coarse", quiet=True)["step"] == 40
+
+
+def test_a_checkpoint_that_is_not_the_newest_is_gone_on_with_in_a_branch(here):
+    assert command("train", "two.yaml", "--save_dir", "r", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
+    assert command("resume", "r/coarse@7").returncode == 0
+    (child,) = Run("r").children()
+    assert child.parent["step"] == 7 and stage_state(Run("r"), "coarse") == "begun"
+    assert command("resume", "r/coarse@latest").returncode == 0 and stage_state(Run("r"), "coarse") == "finished"
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------------------------
+
+def test_what_was_trained_is_measured_and_used(trained_coarse):
+    for words, said in ((("evaluate", f"{trained_coarse.name}@best"), "val_loss"), (("evaluate", trained_coarse.folder, "--split", "train"), "train_loss")):
+        done = command(*words)
+        assert done.returncode == 0 and said in done.stdout, done
+    wrong = command("evaluate", trained_coarse.folder, "--split", "tset")
+    assert wrong.returncode == 2 and "no split tset" in wrong.stderr
+    assert command("predict", f"{trained_coarse.folder}@best", "out.safetensors", "--split", "val").returncode == 0 and Path("out.safetensors").exists()
+    assert trained(trained_coarse.folder).begins.endswith("step-00000030")
+
+
+def test_stopped_by_signals_it_is_saved_and_says_so(here):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = start("train", "two.yaml", "--save_dir", f"r{code}", "--stage", "coarse", "data.pause=0.03")
+        while not Path(f"r{code}/events.jsonl").exists() or b'"step"' not in Path(f"r{code}/events.jsonl").read_bytes(): time.sleep(0.05)
+        second = command("resume", f"r{code}")  # who is second is told who is first
+        assert second.returncode == 1 and f"in use by process {process.pid}" in second.stderr
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[0]
+        assert process.returncode == code and f"paused at step" in said and Run(f"r{code}").status == "paused", said
+        assert command("resume", f"r{code}").returncode == 0
+
+
+def test_what_is_told_is_heard(here):
+    process = start("train", "two.yaml", "--save_dir", "r", "--stage", "coarse", "data.pause=0.005", "epochs=30")
+    while not Path("r/events.jsonl").exists() or b'"step"' not in Path("r/events.jsonl").read_bytes(): time.sleep(0.05)
+    watch = start("watch", "r")
+    for words in (("set", "training.lr=5e-3"), ("save",), ("stop",)): assert command("tell", "r", *words).returncode == 0
+    process.communicate(timeout=60)
+    said = watch.communicate(timeout=60)[0]
+    assert process.returncode == 0 and Run("r").status == "stopped" and load_checkpoint("r", quiet=True)["config"]["training"]["lr"] == 5e-3
+    assert "control  set" in said and "end  stopped" in said, said
+    assert command("tell", "r", "stpo").returncode == 2
+
+
+LINES = [  # of the guides; only the program's name is ours
+    "train --config two.yaml --stage coarse", "train --config two.yaml --run-all-stages", "train --config two.yaml --stage coarse --epochs 1 --lr 1e-2 --batch_size 32",
+    "train --config two.yaml --stage coarse --save_dir sweeps/lr_1e-3 --lr 1e-3", "train two.yaml -stage coarse -epochs 1", "train two.yaml --stage coarse --learning-rate 5e-4 -clip_grad 5.0 -warmup_steps 10 -scheduler step"]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_shell_lines_of_the_guides(here, line):
+    done = command(*line.split())
+    assert done.returncode == 0, done.stderr
+
+
+def test_begin_or_resume(here):
+    """--init_from begins anew with weights; --resume and --resume_from go on where system, model and data are the same, and begin with the weights that fit where they are not."""
+    assert command("train", "two.yaml", "--stage", "coarse", "--save_dir", "checkpoints").returncode == 0
+    done = command("train", "--config", "two.yaml", "--stage", "fine", "--init_from", "checkpoints/coarse@best", "--save_dir", "fine")
+    assert done.returncode == 0 and "fine begins with" in done.stdout, done.stderr
+    assert command("train", "two.yaml", "--stage", "coarse", "--save_dir", "killed", die="coarse:300").returncode == -signal.SIGKILL
+    again = command("train", "--resume", "killed/coarse@latest")
+    assert again.returncode == 0 and stage_state(Run("killed"), "coarse") == "finished"
+    other = command("train", "--config", "two.yaml", "--stage", "coarse", "--resume_from", "checkpoints/coarse@best", "model.arms=5", "--save_dir", "other")
+    assert other.returncode == 0 and "is of another training (model.arms); its weights are what this one begins with" in other.stdout and "head.weight" in other.stdout, other
+
+
+@pytest.mark.parametrize("words, said", [("train", "expected a config file"), ("train gone.yaml", "gone.yaml"), ("train two.yaml --lrr 1", "did you mean"), ("train two.yaml --stage corse", "did you mean coarse"),
+                                         ("resume gone", "gone"), ("branch", "expected a checkpoint"), ("tell gone stop", "there is no run gone"), ("train two.yaml --epochs ten", "epochs"),
+                                         ("evaluate gone@best", "gone")])
+def test_mistakes_are_one_line(here, words, said):
+    done = command(*words.split())
+    assert done.returncode in (1, 2) and said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1, done
