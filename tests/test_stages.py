@@ -1,7 +1,6 @@
 """Stages from a config: one run, hand-over of weights, extraction, going on after a kill anywhere, branches; by functions and by the command line."""
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from trainbook.config import Config
 from trainbook.load import load_checkpoint
 from trainbook.run import Run, runs
 from trainbook.source import ConfigError
-from trainbook.stages import BaseTrainer, branch, create_trainer, resume, stage_state, train_stages, trained
+from trainbook.onward import branch, resume, trained
+from trainbook.stages import BaseTrainer, create_trainer, stage_state, train_stages
 from trainbook.state import split
 from trainbook.tensorfile import CheckpointError
 from trainbook.weights import WeightsError
@@ -347,7 +347,7 @@ def test_stopped_by_signals_it_is_saved_and_says_so(here):
         assert second.returncode == 1 and f"in use by process {process.pid}" in second.stderr
         process.send_signal(number)
         said = process.communicate(timeout=30)[0]
-        assert process.returncode == code and f"paused at step" in said and Run(f"r{code}").status == "paused", said
+        assert process.returncode == code and "paused at step" in said and Run(f"r{code}").status == "paused", said
         assert command("resume", f"r{code}").returncode == 0
 
 

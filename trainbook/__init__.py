@@ -12,8 +12,10 @@ The page number is the layer; a module imports only from pages before its own.
                   pickled  state  tensorfile  stepfolder       what a checkpoint is made of, which one is meant
                   foreign  weights  load                       what others wrote
     3x the run    checkpoint  events  loggers  trainer         save, listen, tell, train
-                  compare  words  files                        what differs; verbs that read and tidy
-    4x doors      cli                                          the command line
+                  compare  prove                               what differs, of two checkpoints, and under kills
+                  cells  extract                               notebook code kept, outputs of a model kept
+                  words  files                                 verbs that read and tidy
+    4x doors      stages  onward  cli                          configs that train, going on; the command line
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
 """
@@ -30,7 +32,8 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "Run": "run", "RunError": "run", "runs": "run", "find_run": "run", "register": "registry",
            "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
            "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
-           "Paused": "events"}
+           "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
+           "branch": "onward"}
 __all__ = list(_PUBLIC)
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -18,11 +20,12 @@ from .source import ConfigError, dotted, near
 from .spelling import suggestion
 
 # %% auto #0
-__all__ = ['KINDS', 'register', 'names', 'find', 'wrong_arguments', 'build']
+__all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_arguments', 'build']
 
 # %% ../nbs/05_registry.ipynb #00e27b1e
 # Map of this module, top to bottom:
 #   register, names     a builder gets a name of its kind
+#   redefining, forget  a module of this session is written anew, or goes
 #   find                a name, or package.module:Name, → the builder
 #   wrong_arguments     what is wrong with the arguments in a config, one line each
 #   build               find, check, call
@@ -43,7 +46,7 @@ def register(kind: str, name: str | None = None) -> Callable:
     def enter(builder: Callable) -> Callable:
         key = name or builder.__name__.lower()
         known = _of(kind).get(key)
-        if known and _home(known) != _home(builder):
+        if known and _home(known) not in (_home(builder), f"__main__:{builder.__qualname__}"):  # it moved to a module
             raise ConfigError(f"register  {kind} {key}  is taken by {_home(known)}; "
                               f"give {_home(builder)} another name")
         _of(kind)[key] = builder
@@ -58,6 +61,29 @@ def names(kind: str) -> list[str]:
 
 def _home(builder: Callable) -> str: return f"{builder.__module__}:{builder.__qualname__}"
 
+
+_OWN: set[str] = set()  # modules that a person wrote in this session, or said yes to
+
+
+def forget(*modules: str) -> None:
+    "What these modules registered goes."
+    _OWN.difference_update(modules)
+    for known in _BUILDERS.values():
+        for key in [key for key, builder in known.items() if getattr(builder, "__module__", None) in modules]: del known[key]
+
+
+@contextmanager
+def redefining(*modules: str) -> Iterator[None]:
+    "These modules register anew, and are this session's own; if that fails, everything is as it was."
+    before, own = {kind: dict(known) for kind, known in _BUILDERS.items()}, set(_OWN)
+    forget(*modules)
+    try: yield
+    except BaseException:
+        for kind, known in before.items(): _BUILDERS[kind].clear(); _BUILDERS[kind].update(known)
+        _OWN.clear(); _OWN.update(own)
+        raise
+    _OWN.update(modules)
+
 # %% ../nbs/05_registry.ipynb #5bb5c8f6
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
@@ -66,7 +92,7 @@ def find(kind: str, name: str, trusted: bool = True) -> Callable:
     "The builder of a name. With trusted=False (a name out of a file from elsewhere) nothing is imported."
     if builder := _of(kind).get(name): return builder
     if not trusted:
-        for builder in _of(kind).values():
+        for builder in (*_of(kind).values(), *_own_class(name)):
             if _home(builder) == name: return builder
         raise ConfigError(f"{kind} {spell_short(name)}  is not registered in this process; "
                           "import what defines it, then load again (nothing is imported for a name out of a file)")
@@ -89,6 +115,13 @@ def find(kind: str, name: str, trusted: bool = True) -> Callable:
         found = getattr(found, part)
     if not callable(found): raise ConfigError(f"{kind} {name}  cannot be called, found {type(found).__name__}")
     return found
+
+
+def _own_class(name: str) -> list[type]:
+    "The class of that name in a module of this session: defined there, not merely imported."
+    module, _, path = name.partition(":")
+    found = vars(sys.modules[module]).get(path) if module in _OWN and module in sys.modules else None
+    return [found] if isinstance(found, type) else []
 
 
 def _import_failed(kind: str, name: str, error: Exception) -> ConfigError:

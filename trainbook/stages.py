@@ -5,7 +5,6 @@
 # %% ../nbs/40_stages.ipynb #45b0b8cd
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -14,20 +13,20 @@ from typing import Any
 
 import torch
 
+from .cells import keep_code
 from .config import Config, references
 from .console import spell_row
 from .data import keyed
 from .device import aside, mix, pick_device, pick_precision
 from .extract import Extraction
 from .layers import nested
-from .ledger import tell
 from .load import load_checkpoint, read_pointer, select
 from .lock import write_whole
 from .loggers import Recorded
 from .metrics import Task, outputs_and_targets
 from .model import prepare
 from .registry import build, find
-from .run import Run, RunError, find_run, git_state, versions
+from .run import Run
 from .source import ConfigError
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
@@ -36,7 +35,7 @@ from .weights import Match, load_weights
 
 # %% auto #0
 __all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', 'run_of', 'stage_state', 'create_trainer',
-           'check_handover', 'train_stages', 'resume', 'branch', 'resume_or_begin', 'trained', 'changes_since']
+           'check_handover', 'train_stages']
 
 # %% ../nbs/40_stages.ipynb #b4cd4608
 # Map of this module, top to bottom:
@@ -46,7 +45,6 @@ __all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', '
 #   run_of, stage_state          the run that the stages of a config share, and how far they are
 #   create_trainer               of the class that a stage's config names
 #   check_handover, train_stages    all stages in one run, from where it is
-#   resume, branch, changes_since   going on, here or in a new run
 
 # %% ../nbs/40_stages.ipynb #bf4df32b
 def splits_of(made: Any) -> dict[str, Any]:
@@ -220,10 +218,11 @@ class BaseTrainer(Trainer):
 
     def open_run(self) -> None:
         super().open_run()
+        keep_code(self.run.folder)
         mine, theirs = self.config, self.run.config
         if not self.step and theirs.has_stages and theirs.stage(self.stage) != mine:  # of a run that others have begun
-            theirs = theirs.merge({"stages": [{"name": name, **(nested(mine.leaves()) if name == self.stage else {})}
-                                              for name in theirs.stage_names]})
+            own = nested({path: value for path, value in mine.leaves().items() if path[0] not in ("run", "search")})
+            theirs = theirs.merge({"stages": [{"name": one, **(own if one == self.stage else {})} for one in theirs.stage_names]})
             write_whole(self.run.folder/"config.yaml", theirs.to_yaml())
         if self._told: _RUNS[id(self._told)] = self._told, self.run
 
@@ -324,108 +323,3 @@ def train_stages(config: Config | Mapping | str | Path, run: Run | None = None, 
         trainer.train()
         if trainer.halt: break
     return run
-
-# %% ../nbs/40_stages.ipynb #811f1122
-def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: bool = False, quiet: bool = False) -> Run:
-    "Goes on with a run, wherever it was interrupted. From a checkpoint that is not its newest, in a branch."
-    run, found = (name, None) if isinstance(name, Run) else _meant(name)
-    config = run.config
-    _tell_changes(run, list(changes))
-    for line in () if quiet else changes_since(run): print(f"  {line}")
-    if found and found.path != select("latest", within=found.path.parent).path:
-        return _from_there(run, found, config, quiet, allow_drift)
-    rows = [row for row in run.story().of("start", "resume") if "stages" in row]
-    asked = rows[-1]["stages"] if rows else config.stage_names
-    left = [stage for stage in asked if stage_state(run, stage) != "finished"]
-    if not left:
-        others = [stage for stage in config.stage_names if stage not in asked and stage_state(run, stage) == "new"]
-        print(f"{run.folder} has finished" + (f"; {', '.join(others)} was not asked for" if others else "")
-              + f". To go on from any of its checkpoints: trainbook branch {run.folder}@best")
-        return run
-    return train_stages(config, run, asked, quiet=quiet, allow_drift=allow_drift)
-
-
-def _tell_changes(run: Run, words: list[str]) -> None:
-    "Numbers that are changed on the way are told to the run, as while it runs; anything else would be another training."
-    other = Config.from_yaml(run.folder/"config.yaml", words).diff(run.config) if words else {}
-    found = {re.sub(r"^stages\.[^.]+\.", "", key): now for key, (now, _) in other.items()}
-    try: found and tell(run.folder, "set", found)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; what a run is made of stays. Another run from here: trainbook branch {run.folder} "
-                          f"{' '.join(f'--set {word}' for word in words)}") from None
-
-
-def _meant(name: str | Path) -> tuple[Run, Any]:
-    "The run, and the checkpoint if one was named."
-    try: return find_run(name), None
-    except RunError as error:
-        found = select(name)
-        if not found.ours or not (found.path.parent.parent/"run.json").exists():
-            raise RunError(f"{name}  is a checkpoint outside of a run; train with init_from: {name}") from error
-        return Run(found.path.parent.parent), found
-
-
-def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None = None, allow_drift: bool = False,
-           quiet: bool = False) -> Run:
-    "A new run that goes on from a checkpoint of another one, with changes: [\"training.lr=1e-4\"]; the old one stays as it is."
-    found = select(name)
-    if not found.ours or not (found.path.parent.parent/"run.json").exists():
-        raise RunError(f"{name}  is not in a run; train with init_from: {name}")
-    run = Run(found.path.parent.parent)
-    config = Config.from_yaml(run.folder/"config.yaml", changes)
-    config = config.merge({"run": {"name": new_name or f"{run.name[:60]}-branch"}})
-    return _from_there(run, found, config, quiet, allow_drift)
-
-
-def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: bool = False) -> Run:
-    "A child run, trained from the checkpoint on: its stage, and those after it."
-    stage, checkpoint = found.path.parent.name, load_checkpoint(found.path, quiet=True)
-    config = config.merge({"training": {"save_dir": None}})
-    child = Run.create(config, parent=(run, stage, checkpoint.facts["step"]))
-    names = config.stage_names[config.stage_names.index(stage):] if stage in config.stage_names else config.stage_names
-    trainer = create_trainer(config.stage(names[0]), child, quiet=quiet, checkpoint=checkpoint, allow_drift=allow_drift)
-    trainer.asked = names
-    trainer.train()
-    return child if trainer.halt else train_stages(config, child, names, quiet=quiet)
-
-
-def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None = None, quiet: bool = False) -> Run:
-    "Of the same system, model and data: goes on with a checkpoint. Otherwise its weights are what this config begins with."
-    found = load_checkpoint(name, only=[], quiet=True)
-    theirs, of = Config.from_dict(found.facts.get("config") or {}), ("system", "model", "data")
-    first = config.stage(next(iter(only or config.stage_names)))
-    other = [key for key in first.diff(theirs) if key.partition(".")[0] in of and key not in _LOADING]
-    if not other and (found.path.parent.parent/"run.json").exists(): return resume(name, quiet=quiet)
-    why = ", ".join(other[:4]) or "it lies in no run"
-    if not quiet: print(f"{name} is of another training ({why}); its weights are what this one begins with")
-    words: dict = {"init_from": str(found.path), "allow": ["*"]}
-    names = config.stage_names if config.has_stages else []
-    if names: words = {"stages": [{"name": stage, **(words if stage == first.name else {})} for stage in names]}
-    return train_stages(config.merge(words), only=only, quiet=quiet)
-
-
-_LOADING = ("data.num_workers", "data.prefetch", "data.pin_memory")
-
-
-def trained(name: str | Path) -> BaseTrainer:
-    "The system of a checkpoint in a run, with its weights: to evaluate, and to predict with."
-    run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
-    found = found or select(name)
-    config = run.config.stage(found.path.parent.name) if run.config.has_stages else run.config
-    plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
-    return create_trainer(config.merge({"kind": "evaluate", "init_from": str(found.path), **plain}), run)
-
-
-def changes_since(run: Run) -> list[str]:
-    "What is other now than when the run began, a line each: code, packages, the config's file."
-    was, now = run.info["versions"], versions()
-    lines = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in {**was, **now} if was.get(name) != now.get(name)]
-    before, here = run.info["git"], git_state()
-    if before and here and before["commit"] != here["commit"]:
-        lines.append(f"the code was at commit {before['commit'][:10]}, is at {here['commit'][:10]}")
-    told = run.info.get("config") or {}
-    path = Path(run.info.get("cwd", "."))/told.get("file", "")
-    there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
-    if told and there != told["sha256"]:
-        lines.append(f"{told['file']} {'has changed' if there else 'is gone'}; the run goes on with {run.folder}/config.yaml")
-    return lines
