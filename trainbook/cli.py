@@ -22,6 +22,7 @@ __all__ = ['main', 'usage']
 #   train, resume, branch     what trains
 #   tell, watch               a run that trains elsewhere
 #   evaluate, predict         what has been trained
+#   prove                     is going on exact?
 #   main, usage               words in, exit code out
 
 # %% ../nbs/49_cli.ipynb #c15a75a2
@@ -133,6 +134,19 @@ def _predict(words: Words) -> None:
     split, name, file = words.option("--split") or "test", words.take("a checkpoint"), words.take("a file"); words.done()
     trainer = trained(name)
     print(safe(trainer.write_outputs({split: _split_of(trainer, split)}, file)))
+
+# %% ../nbs/49_cli.ipynb #6f12a4ca
+@verb("prove", "CONFIG [--kills N] [--seed N] [key=value | --key value …]",
+      "train, kill copies at random moments, resume them, compare every bit")
+def _prove(words: Words) -> int:
+    from trainbook.prove import TRAIN, prove
+    numbers = {name: words.option(f"--{name}") for name in ("kills", "seed")}
+    if odd := [f"--{name} {value}" for name, value in numbers.items() if value and not value.isdigit()]:
+        raise UsageError(f"expected a whole number, found {odd[0]}")
+    file = words.take("a config file")
+    proof = prove(file, **{name: int(value) for name, value in numbers.items() if value}, train=[*TRAIN, *words.rest()])
+    for line in repr(proof).splitlines(): print(safe(line))
+    return 0 if proof.equal else 1
 
 # %% ../nbs/49_cli.ipynb #cd7fd808
 def main(words: list[str] | None = None) -> int:
