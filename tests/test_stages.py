@@ -386,6 +386,26 @@ def test_begin_or_resume(here):
     assert other.returncode == 0 and "is of another training (model.arms); its weights are what this one begins with" in other.stdout and "head.weight" in other.stdout, other
 
 
+def test_a_system_by_its_name(here):
+    """It brings its config; flat flags are arguments of its model and data; the run knows how to go on."""
+    Path("graphs.py").write_text('''
+from trainbook import BaseTrainer
+class Sttran(BaseTrainer):
+    defaults = {"model": {"name": "project:Net", "hidden": 8, "arms": 2}, "data": {"name": "graphs:data", "mode": "sgdet", "data_path": "x"}, "training": {"epochs": 2, "loss": "cross_entropy"}}
+def data(mode, data_path):
+    import project
+    assert mode == "predcls" and data_path == "data/action_genome"
+    return project.data()
+''')
+    done = command(*"train -model graphs:Sttran -mode predcls -data_path data/action_genome -lr 1e-4 -epochs 1 -hidden 12 -save_path output/sttran".split())
+    assert done.returncode == 0, done.stderr
+    run = Run("output/sttran")
+    assert run.config.system == "graphs:Sttran" and run.config["model.hidden"] == 12 and run.config.training.lr == 1e-4
+    assert "has finished" in command("resume", "output/sttran").stdout
+    wrong = command(*"train -model graphs:Sttran -moode predcls".split())
+    assert wrong.returncode == 2 and "did you mean mode" in wrong.stderr, wrong
+
+
 @pytest.mark.parametrize("words, said", [("train", "expected a config file"), ("train gone.yaml", "gone.yaml"), ("train two.yaml --lrr 1", "did you mean"), ("train two.yaml --stage corse", "did you mean coarse"),
                                          ("resume gone", "gone"), ("branch", "expected a checkpoint"), ("tell gone stop", "there is no run gone"), ("train two.yaml --epochs ten", "epochs"),
                                          ("evaluate gone@best", "gone")])

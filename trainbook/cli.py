@@ -26,20 +26,23 @@ __all__ = ['main', 'usage']
 #   main, usage               words in, exit code out
 
 # %% ../nbs/49_cli.ipynb #c15a75a2
-@verb("train", "[--config] FILE [--stage NAME | --run-all-stages] [--init_from X] [--resume_from X] [key=value | --key value …]",
-      "train what a config says, all its stages or one")
+@verb("train", "[--config] FILE | -model SYSTEM [--stage NAME | --run-all-stages] [--init_from X] [--resume_from X] "
+      "[key=value | --key value …]", "train what a config says, all its stages or one")
 def _train(words: Words) -> None:
     from trainbook.config import Config
     from trainbook.onward import resume_or_begin
-    from trainbook.stages import train_stages
+    from trainbook.stages import config_of, train_stages
     again = words.option("--resume_from") or words.option("--resume")
     file, stage, start, _ = (words.option("--config"), words.option("--stage"), words.option("--init_from"),
                              words.switch("--run-all-stages"))
-    if again and not file and (not words.words or words.words[0].startswith("-")): return _go_on(again, words)
-    file = file or words.take("a config file")
-    config, asked = Config.from_yaml(file), words.rest()
+    nameless = not file and (not words.words or words.words[0].startswith("-"))
+    system = words.option("--model") if nameless else None
+    if again and nameless and not system: return _go_on(again, words)
+    file = system or file or words.take("a config file")
+    read = config_of if system else Config.from_yaml
+    config, asked = read(file), words.rest()
     if start: asked += [f"stages.{stage or config.stage_names[0]}.init_from={start}" * config.has_stages or f"init_from={start}"]
-    config, only = Config.from_yaml(file, asked), [stage] if stage else None
+    config, only = read(file, asked), [stage] if stage else None
     if stage: config.stage(stage)
     _told(resume_or_begin(config, again, only) if again else train_stages(config, only=only))
 

@@ -68,13 +68,14 @@ class Config:
         return cls(sheets, str(path))
 
     @classmethod
-    def from_dict(cls, values: dict, where: str = "dict") -> Config:
-        "A config from Python data in any spelling, for instance a trainer's keywords."
+    def from_dict(cls, values: dict, where: str = "dict", overrides: Iterable[str] = ()) -> Config:
+        "A config from Python data in any spelling, for instance a trainer's keywords; overrides are words of a command line."
         errors = ([f"{where}  extends  is for files; read them with Config.from_yaml and merge"]
                   if "extends" in (values or ()) else [])
-        sheet = sheet_of(written(values, Place(where)), errors)
+        sheets = [sheet_of(written(values, Place(where)), errors)]
+        if words := list(overrides): sheets.append(sheet_of_words(read_words(words), sheets, errors))
         if errors: raise ConfigError(*errors)
-        return cls([sheet], where)
+        return cls(sheets, where)
 
     @classmethod
     def settle(cls, config: Config | dict | str | Path | None, words: dict, stage: str | None = None) -> Config:

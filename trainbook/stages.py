@@ -35,7 +35,7 @@ from .weights import Match, load_weights
 
 # %% auto #0
 __all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', 'run_of', 'stage_state', 'create_trainer',
-           'check_handover', 'train_stages']
+           'config_of', 'check_handover', 'train_stages']
 
 # %% ../nbs/40_stages.ipynb #b4cd4608
 # Map of this module, top to bottom:
@@ -43,7 +43,7 @@ __all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', '
 #   start_of, output_of          what a stage begins with; what it reads
 #   BaseTrainer                  one stage: its parts are made from the config
 #   run_of, stage_state          the run that the stages of a config share, and how far they are
-#   create_trainer               of the class that a stage's config names
+#   create_trainer, config_of    of the class that a stage's config names; a system's own config
 #   check_handover, train_stages    all stages in one run, from where it is
 
 # %% ../nbs/40_stages.ipynb #bf4df32b
@@ -119,6 +119,7 @@ class BaseTrainer(Trainer):
     """One stage of a config. A system overrides build_model, build_data, build_loss, build_metrics or build_optimizer, and the
     steps of Task. Keys of the config are keywords too."""
     of_stage: str | None = None  # the stage that a subclass is for
+    defaults: Mapping = {}       # the config of a system that can be trained by its name alone
 
     def __init__(self, config: Config | Mapping | str | Path | None = None, stage: str | None = None, init_from: Any = None, *,
                  run: Run | bool | None = None, callbacks: Iterable = (), quiet: bool = False,
@@ -290,6 +291,12 @@ def create_trainer(stage: Config | Mapping | str | Path, run: Run | None = None,
 
 
 def _system(config: Config) -> type[BaseTrainer]: return find("system", config.system) if config.system else BaseTrainer
+
+
+def config_of(system: str, words: Iterable[str] = ()) -> Config:
+    "The config of a system by its name, which brings its own; with the words of a command line."
+    values = dict(find("system", system).defaults)
+    return Config.from_dict(values | {"system": system}, system, words)
 
 # %% ../nbs/40_stages.ipynb #2ee0f1c6
 def check_handover(config: Config, names: Iterable[str]) -> dict[str, Match]:
