@@ -252,7 +252,7 @@ class BaseTrainer(Trainer):
         "Runs the model over all data; what was written before a kill is not computed again."
         folder = self.run.folder/self.stage
         path = self.write_outputs(self.splits, folder/output_name(self.config), folder)
-        if not self.halt: self.console.line(f"{self.stage} has written {path}")
+        if not self.halt: self.console.line(f"{self.stage} has written {self.run.name}/{self.stage}/{path.name}")
         return path
 
     def _evaluate(self) -> dict[str, float]:
