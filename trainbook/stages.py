@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -116,8 +117,8 @@ _PARTS = 7  # what a key is for; 1 to 4 are those of the data, 2 also an evaluat
 
 
 class BaseTrainer(Trainer):
-    """One stage of a config. A system overrides build_model, build_data, build_loss, build_metrics or build_optimizer, and the
-    steps of Task. Keys of the config are keywords too."""
+    """One stage of a config. A system overrides how its parts are made (build_model, build_data, …) and what is computed on a
+    batch (training_step, …, of Task). Keys of the config are keywords too."""
     of_stage: str | None = None  # the stage that a subclass is for
     defaults: Mapping = {}       # the config of a system that can be trained by its name alone
 
@@ -138,7 +139,7 @@ class BaseTrainer(Trainer):
             model, self.splits = self.build_model(filled), splits_of(self.build_data(filled))
             words = {"loss": self.build_loss(filled), "metrics": self.build_metrics(filled)}
             if not self.computes_only: words["optimizer"] = self.build_optimizer(model, filled)
-        self._set_up(model, config, callbacks=callbacks, quiet=quiet, run=run, **words)
+        self._set_up(model, config, callbacks=[*self.build_callbacks(filled), *callbacks], quiet=quiet, run=run, **words)
         self.allow_drift, self.begins = allow_drift, ""
         if checkpoint is None: self._begin(given)
         else:
@@ -163,6 +164,10 @@ class BaseTrainer(Trainer):
 
     def build_optimizer(self, model: torch.nn.Module, config: Config) -> Any:
         "An optimizer, or several by name; nothing for the one of the config."
+
+    def build_callbacks(self, config: Config) -> Iterable:
+        "What listens to it, beside the callbacks that it is given."
+        return ()
 
     def extract_step(self, batch: Any) -> Mapping[str, torch.Tensor]:
         "What an extraction keeps of a batch: tensors by name, with a row for each sample."
@@ -238,7 +243,8 @@ class BaseTrainer(Trainer):
     def write_outputs(self, splits: Mapping[str, Any], file: str | Path, notes: str | Path | None = None) -> Path:
         "What extract_step gives, in one .npz or .safetensors file. Called again it goes on from its `notes`, a folder."
         file, loaders = Path(file), {name: keyed(one, self.config, "test") for name, one in splits.items()}
-        about = {"begins": self.begins, "data": {name: one.identity() for name, one in loaders.items()}}
+        begins = os.path.relpath(self.begins, self.run.folder) if self.run else self.begins  # the run may be moved
+        about = {"begins": begins, "data": {name: one.identity() for name, one in loaders.items()}}
         written = Extraction(notes or file.with_name(f".{file.name}-parts"), file, about)
         for name, loader in () if written.finished else loaders.items():
             split = name if len(loaders) > 1 else ""
