@@ -71,7 +71,7 @@ def _meant(name: str | Path) -> tuple[Run, Any]:
             raise RunError(f"{name}  is a checkpoint outside of a run; train with init_from: {name}") from error
         return Run(found.path.parent.parent), found
 
-
+# %% ../nbs/47_onward.ipynb #9d60f53a
 def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None = None, allow_drift: bool = False,
            quiet: bool = False) -> Run:
     "A new run that goes on from a checkpoint of another one, with changes: [\"training.lr=1e-4\"]; the old one stays as it is."
@@ -96,7 +96,7 @@ def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: 
     trainer.train()
     return child if trainer.halt else train_stages(config, child, names, quiet=quiet)
 
-
+# %% ../nbs/47_onward.ipynb #0d2cf506
 def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None = None, quiet: bool = False) -> Run:
     "Of the same system, model and data: goes on with a checkpoint. Otherwise its weights are what this config begins with."
     found = load_checkpoint(name, only=[], quiet=True)
@@ -114,7 +114,7 @@ def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None
 
 _LOADING = ("data.num_workers", "data.prefetch", "data.pin_memory")
 
-
+# %% ../nbs/47_onward.ipynb #21462597
 def trained(name: str | Path) -> BaseTrainer:
     "The system of a checkpoint in a run, with its weights: to evaluate, and to predict with."
     run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
@@ -124,7 +124,7 @@ def trained(name: str | Path) -> BaseTrainer:
     plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
     return create_trainer(config.merge({"kind": "evaluate", "init_from": str(found.path), **plain}), run)
 
-
+# %% ../nbs/47_onward.ipynb #b5d1b00f
 def changes_since(run: Run) -> list[str]:
     "What is other now than when the run began, a line each: code, packages, the config's file."
     was, now = run.info["versions"], versions()
