@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from exact import X, Y, blocks, net
 from trainbook.events import Callback
+from trainbook.ledger import CHANGEABLE
 from trainbook.load import load_checkpoint
 from trainbook.metrics import NonFinite
 from trainbook.source import ConfigError
@@ -23,7 +24,7 @@ class Rates(Callback):
 
 
 def make(model=None, epochs=3, **words) -> Trainer:
-    return Trainer(model or net(), DataLoader(DATA, 8, shuffle=True), DataLoader(VAL, 8), run=False, quiet=True, lr=1e-2, epochs=epochs, loss="cross_entropy", **words)
+    return Trainer(model or net(), DataLoader(DATA, 8, shuffle=True), DataLoader(VAL, 8), **({"run": False, "quiet": True, "lr": 1e-2, "epochs": epochs, "loss": "cross_entropy"} | words))
 
 
 def rates(**words) -> list[float]:
@@ -260,7 +261,7 @@ def test_the_summary_names_what_learns():
 
 def test_the_schedule_as_a_picture():
     trainer = make(scheduler="onecycle")
-    assert trainer.plot_schedule().axes and trainer.step == 0
+    assert trainer.plot_schedule()._repr_png_()[:4] == b"\x89PNG" and trainer.plot_schedule().axes and trainer.step == 0
 
 
 @pytest.mark.parametrize("words, says", [
@@ -273,3 +274,49 @@ def test_what_cannot_be_is_one_line_before_training(words, says):
     val = words.pop("val", DataLoader(VAL, 8))
     with pytest.raises(ConfigError, match=says) as told: Trainer(net(), DataLoader(DATA, 8), val, run=False, quiet=True, epochs=3, **({"lr": 1e-2} | words))
     assert "\n" not in str(told.value)
+
+
+# --- numbers that are changed while it trains -------------------------------------------------------------------------------------------
+
+CHANGES = {  # key → what it becomes, who has it
+    "lr": (5e-3, lambda it: it.updates[""].optimizer.param_groups[0]["initial_lr"]), "weight_decay": (0.5, lambda it: it.updates[""].optimizer.param_groups[0]["weight_decay"]),
+    "momentum": (0.5, lambda it: it.updates[""].optimizer.param_groups[0]["momentum"]), "min_lr": (1e-4, lambda it: it.schedule.min_lr), "gamma": (0.7, lambda it: it.schedule.gamma),
+    "clip": (2.0, lambda it: it.updates[""].clip), "clip_value": (3.0, lambda it: it.updates[""].clip_value), "epochs": (4, lambda it: it.plan.end.amount),
+    "patience": (2, lambda it: it.patience.patience + 1), "min_delta": (0.25, lambda it: it.patience.min_delta), "save_interval": ("4 steps", lambda it: f"{it.record.manager.save_interval.amount:g} steps"),
+    "keep_last_n": (1, lambda it: it.record.manager.keep_last_n), "eval_every": (2, lambda it: it.plan.eval_epochs), "ema": (0.5, lambda it: it.average.decay)}
+
+
+@pytest.mark.parametrize("key", CHANGEABLE)
+def test_what_can_be_changed_is_changed_where_it_is_used(key, tmp_path):
+    """While it trains; not only in the config."""
+    value, used = CHANGES[key]
+    found = []
+    class Changes(Callback):
+        def step_end(self, trainer):
+            if trainer.step == 3: trainer.set(**{key: value})
+            if trainer.step in (3, 5): found.append(used(trainer))
+    make(epochs=2, run=None, save_dir=str(tmp_path/"r"), optimizer="sgd", momentum=0.9, scheduler="step", gamma=0.9, ema=0.9, early_stopping=True, patience=5, callbacks=[Changes()]).train()
+    assert found[0] != value and found[1] == value
+
+
+def test_a_patience_that_was_changed_ends_it():
+    class Told(Trainer):
+        def validation_step(self, batch): return {"loss": 1.0}
+    trainer = Told(net(), DataLoader(DATA, 8), DataLoader(VAL, 20), run=False, quiet=True, epochs=20, loss="cross_entropy", early_stopping=True, patience=5)
+    trainer.set(patience=2)
+    trainer.train()
+    assert trainer.epoch == 3
+
+
+def test_what_changes_nothing_is_no_change():
+    with pytest.raises(ConfigError, match="label_smoothing  cannot be changed while training"): make().set(label_smoothing=0.3)
+    for words, change in (({}, 0.5), ({"ema": 0.9}, None)):
+        with pytest.raises(ConfigError, match=r"^ema  \S+ cannot be turned on or off while training; make a new Trainer$"): make(**words).set(ema=change)
+
+
+@pytest.mark.parametrize("words, told", [({"patience": 5}, True), ({"scheduler": "plateau", "patience": 3}, True), ({"patience": 5, "early_stopping": True}, False), ({"patience": 5, "early_stopping": False}, False), ({}, False)], ids=str)
+def test_a_patience_that_nobody_has_is_told(words, told, capsys):
+    trainer = make(epochs=1, **words)
+    trainer.console.quiet = False
+    trainer.train()
+    assert (f"note: patience: {words.get('patience')} (keyword) changes nothing without early_stopping: true; of a plateau it is plateau_patience\n" in capsys.readouterr().out) == told

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .model import spell_count
 from .schema import Training, duration, mistakes, spell_short
 from .source import ConfigError, near
 
@@ -166,19 +167,10 @@ def table_of_groups(groups: Iterable[Mapping], training: Mapping) -> str:
     rows = [("group", "parameters", "lr", "weight decay")]
     for group in groups:
         rate, decay = group.get("lr", training["lr"]), group.get("weight_decay", training["weight_decay"])
-        rows.append((group.get("name", ""), _many(group["params"]), f"{group.get('initial_lr', rate):g}", f"{decay:g}"))
+        rows.append((group.get("name", ""), spell_count(group["params"]), f"{group.get('initial_lr', rate):g}", f"{decay:g}"))
     wide = [max(map(len, column)) for column in zip(*rows)]
     line = lambda name, *cells: "  ".join([name.ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(cells, wide[1:]))])
     return "\n".join(line(*row) for row in rows)
-
-
-def _many(parameters: Iterable[nn.Parameter]) -> str:
-    "How many numbers these are, in short: 950, 12.3 K, 1.2 M."
-    if any(map(is_lazy, parameters)): return "?"  # before the first batch
-    count = sum(one.numel() for one in parameters)
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if count >= size: return f"{count / size:.1f} {letter}"
-    return str(count)
 
 # %% ../nbs/15_groups.ipynb #7abd36af
 class Freezing:
@@ -214,7 +206,7 @@ class Freezing:
         frozen = [one for one in self._named if self.is_frozen(one, epoch)]
         until = [f", {pattern} " + ("for ever" if end == math.inf else f"until epoch {end:g}")
                  for pattern, end in self.ends.items() if epoch < end]
-        sizes = f"({_many(frozen)} of {_many(self._named)})"
+        sizes = f"({spell_count(frozen)} of {spell_count(self._named)})"
         return f"frozen: {len(frozen)} of {len(self._named)} parameters {sizes}" + "".join(until)
 
     def _check(self, places: Mapping[nn.Parameter, int], extra: Iterable[nn.Parameter]) -> None:

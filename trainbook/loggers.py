@@ -21,7 +21,7 @@ from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint, take_over
 from .lock import LostOwnership, write_whole
-from .metrics import NonFinite, Numbers, best_of, deciding_metric, direction
+from .metrics import NonFinite, Numbers, best_of, decides, direction
 from .run import Run, check_name
 from .schedule import Plateau
 from .source import ConfigError
@@ -210,11 +210,10 @@ class Recorded(Session):
     def judge(self, measured: str, metrics: Mapping[str, float]) -> None:
         "After what begins with `measured` was measured: is it the best, does the rate fall, is it the end?"
         t = self.config.training
-        self.best = best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
-        name = t.monitor or deciding_metric(metrics)
-        if name not in metrics or not name.startswith(measured): return
-        validated = any(one.startswith("val_") for one in metrics)
-        if measured == "train_" and not t.monitor and self.validates and not validated: return  # the first one is to come
+        if (name := decides(metrics, measured, t.monitor)) is None: return
+        to_come = self.validates and t.eval_every is not None and not any(one.startswith("val_") for one in metrics)
+        if measured == "train_" and not t.monitor and to_come: return  # the first validation decides
+        self.best = best_of(self.best, name, metrics[name], self.step, t.monitor_mode)
         if self.judged not in ("", judged := f"{name} {direction(name, t.monitor_mode)}"):  # another than before, since a resume
             for one in (self.patience, self.schedule): one.forget()
         if not self.judged and not t.monitor and len(self._val_loaders) > 1:
@@ -276,6 +275,8 @@ class Recorded(Session):
             self.changed[key] = [self.changed.get(key, [self.config[key]])[0], value]
         before, self.config = made_with or self.config.training, self._with(values)
         self.follow(before)
+        t = self.config.training
+        self.patience.patience, self.patience.min_delta = max(t.patience, 1) - 1, t.min_delta
         if self.record: self.record.follow(self.config.training)
 
     def end_at(self, num_epochs: float | str | None) -> None:
@@ -299,6 +300,8 @@ class Recorded(Session):
             if self.schedule.per and lr != now.lr:
                 raise ConfigError(f"lr  {lr:g} would change nothing, for the {kind} that was given sets the rate; "
                                   "make a Trainer with another one")
+            if bool(config.training.ema) != bool(now.ema):
+                raise ConfigError(f"ema  {config.training.ema} cannot be turned on or off while training; make a new Trainer")
             self.planned(config)
             if "training.lr" in values or "training.min_lr" in values:
                 for update in self.updates.values(): update.check(config.training, made_with or now)

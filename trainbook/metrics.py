@@ -21,7 +21,7 @@ from .source import ConfigError, near
 
 # %% auto #0
 __all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'NonFinite', 'Step', 'Numbers', 'Task', 'direction',
-           'deciding_metric', 'of_validation', 'check_monitor', 'best_of', 'plain_metrics']
+           'deciding_metric', 'of_validation', 'check_monitor', 'decides', 'best_of', 'plain_metrics']
 
 # %% ../nbs/22_metrics.ipynb #7341d3e4
 # Map of this module, top to bottom:
@@ -31,7 +31,7 @@ __all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'Non
 #   Task                              what is computed on a batch: the seams of a system
 #   direction                         is more better?
 #   deciding_metric, of_validation    the one that decides if none is named
-#   check_monitor, best_of            is it measured; the best so far
+#   check_monitor, decides, best_of   is it measured; which one decides now; the best so far
 #   plain_metrics                     numbers by name
 
 # %% ../nbs/22_metrics.ipynb #9ee30afe
@@ -384,17 +384,20 @@ def check_monitor(monitor: str, measured: Iterable[str]) -> None:
     if not monitor.startswith("val_"):
         raise ConfigError(f"monitor  {monitor} says not of what; write val_{monitor} or train_{monitor}")
     if not measured: raise ConfigError(f"monitor  {monitor} needs a val_loader")
-    best_of({}, dict.fromkeys(measured, 0.0), "val_", 0, monitor)
+    decides(dict.fromkeys(measured, 0.0), "val_", monitor)
 
 
-def best_of(best: Mapping, metrics: Mapping[str, float], measured: str, step: int,
-            monitor: str | None = None, mode: str | None = None) -> dict[str, Any]:
-    "The best metric after what begins with `measured` (val_, train_) was measured at this step."
+def decides(metrics: Mapping[str, float], measured: str, monitor: str | None = None) -> str | None:
+    "Which metric decides, after what begins with `measured` (val_, train_) was measured; None if it is not among these."
     name = monitor or deciding_metric(metrics)
     if monitor and monitor not in metrics and (measured == "val_" if monitor.startswith("val_") else measured == "train_"):
         raise ConfigError(f"monitor  {monitor} is not measured{near(monitor, metrics, '; measured are ' + ', '.join(metrics))}")
-    if name not in metrics or not name.startswith(measured): return dict(best)
-    value, before = metrics[name], best.get("value") if best.get("name") == name else None
+    return name if name in metrics and name.startswith(measured) else None
+
+
+def best_of(best: Mapping, name: str, value: float, step: int, mode: str | None = None) -> dict[str, Any]:
+    "The best of this metric, after it had this value at this step."
+    before = best.get("value") if best.get("name") == name else None
     better = before is None or (value < before if direction(name, mode) == "min" else value > before)
     return {"name": name, "value": value, "step": step} if better and value - value == 0 else dict(best)
 

@@ -32,6 +32,7 @@ def prepare(model: torch.nn.Module, training: Any) -> torch.nn.Module:
         if not any(one.dim() == 4 for one in model.parameters()):
             raise ConfigError("channels_last  is a layout of pictures, and this model has no two-dimensional convolution")
         model.to(memory_format=torch.channels_last)
+    _undo(model, training)
     if training.gradient_checkpointing:
         if callable(own := getattr(model, "gradient_checkpointing_enable", None)): own()
         elif not training.compile: _recompute_blocks(model)
@@ -44,6 +45,21 @@ def _compile(model: torch.nn.Module) -> None:
     "As model.compile(), for models of torch's own classes too: those frames it does not look into, so the call begins in ours."
     def called(*inputs: Any, **named: Any) -> Any: return model._call_impl(*inputs, **named)
     model._compiled_call_impl = torch.compile(called)
+    model._compiled_call_impl.of_prepare = True
+
+
+def _undo(model: torch.nn.Module, training: Any) -> None:
+    "Takes back what an earlier trainer's switches have done, and this one's do not want."
+    compiled = getattr(model._compiled_call_impl, "of_prepare", False)
+    if compiled and not training.compile: model._compiled_call_impl = None
+    for part in () if training.gradient_checkpointing else model.modules():
+        if not _is_twice(part): continue
+        _, was = part.forward.args
+        del part.forward
+        if part.forward != was: part.forward = was  # a person's own
+
+
+def _is_twice(part: torch.nn.Module) -> bool: return getattr(vars(part).get("forward"), "func", None) is _twice
 
 
 def _recompute_blocks(model: torch.nn.Module) -> None:
@@ -54,7 +70,7 @@ def _recompute_blocks(model: torch.nn.Module) -> None:
         raise ConfigError("gradient_checkpointing  found no blocks: no ModuleList, no Sequential of parts that have parts; "
                           "give the model a gradient_checkpointing_enable()")
     for block in blocks:
-        if getattr(block.forward, "func", None) is not _twice: block.forward = partial(_twice, block, block.forward)
+        if not _is_twice(block): block.forward = partial(_twice, block, block.forward)
 
 
 def _twice(block: torch.nn.Module, forward: Any, *inputs: Any, **named: Any) -> Any:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import count
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .config import Config
@@ -15,11 +14,12 @@ from .schema import Duration, Root, duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Epochs', 'Plan', 'make_plan', 'check_watch']
+__all__ = ['Epochs', 'in_steps', 'Plan', 'make_plan', 'check_watch']
 
 # %% ../nbs/13_plan.ipynb #b3413690
 # Map of this module, top to bottom:
 #   Epochs        how many updates they have
+#   in_steps      a duration as a number of steps
 #   Plan          intervals and ends as numbers of steps
 #   make_plan     from a config and the length of an epoch, or why not
 #   check_watch   is measured what shall decide?
@@ -29,15 +29,41 @@ class Epochs(NamedTuple):
     "How many updates the epochs have: from each of some epochs on, a number."
     phases: tuple[tuple[int, int], ...]
 
+    def updates(self, epochs: float) -> float:
+        "Updates in so many epochs from the first on."
+        return sum(max(0.0, min(epochs, end) - start) * updates for start, end, updates in self._spans())
+
     def steps(self, epochs: float) -> int:
-        "Updates in so many epochs from the first on; part of one counts whole updates."
-        ends, total = [start for start, _ in self.phases[1:]] + [math.inf], 0.0
-        for (start, updates), end in zip(self.phases, ends): total += max(0.0, min(epochs, end) - start) * updates
-        return math.ceil(total - 1e-9)
+        "The same as whole updates: part of one counts."
+        return math.ceil(self.updates(epochs) - 1e-9)
+
+    def at(self, steps: int) -> float:
+        "How many epochs so many updates take."
+        begun = 0.0
+        for start, end, updates in self._spans():
+            if steps - begun <= (end - start) * updates: break
+            begun += (end - start) * updates
+        return start + max(0.0, steps - begun) / updates
 
     def begun(self, steps: int) -> int:
-        "How many epochs so many updates take, the last one perhaps not whole."
-        return next(number for number in count() if self.steps(number) >= steps)
+        "The same as whole epochs, the last one perhaps only begun."
+        return math.ceil(self.at(steps) - 1e-9)
+
+    def _spans(self) -> Iterator[tuple[int, float, int]]:
+        "From which epoch to which, how many updates each."
+        ends = [*(start for start, _ in self.phases[1:]), math.inf]
+        return ((start, end, updates) for (start, updates), end in zip(self.phases, ends))
+
+
+def in_steps(key: str, value: Any, epochs: Epochs | None) -> float:
+    "A duration as a number of steps, where epochs have so many (None: nobody knows); ConfigError for what cannot be."
+    amount, unit = duration(value)
+    if unit == "seconds":
+        raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
+    if unit == "steps" or not amount: return amount
+    if epochs: return epochs.updates(amount)
+    raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; "
+                      "say steps: \"1000 steps\"")
 
 # %% ../nbs/13_plan.ipynb #914a6e3e
 class Plan(NamedTuple):
@@ -67,10 +93,13 @@ class Plan(NamedTuple):
 
     def notes(self, config: Config) -> list[str]:
         "What a person should know before training by it."
-        count, place = config.training.accumulate, config.place("training.accumulate")
-        longer = self.batches and count > self.batches and not config.training.limit
-        return [f"accumulate: {count} ({place}) is more than an epoch has batches ({self.batches}); "
-                "each epoch is one update"] * bool(longer)
+        t, place = config.training, lambda key: config.place(f"training.{key}")
+        longer = self.batches and t.accumulate > self.batches and not t.limit
+        alone = place("patience").where != "default" and place("early_stopping").where == "default"
+        return [f"accumulate: {t.accumulate} ({place('accumulate')}) is more than an epoch has batches ({self.batches}); "
+                "each epoch is one update"] * bool(longer) + [
+                f"patience: {t.patience} ({place('patience')}) changes nothing without early_stopping: true; "
+                "of a plateau it is plateau_patience"] * alone
 
     def evaluates(self, step: int) -> bool: return _crosses(self.evals, step - self.first)
     def writes_row(self, step: int) -> bool: return _crosses(self.rows, step - self.first)
@@ -109,16 +138,9 @@ def make_plan(config: Config, batches: int | None | Mapping[int, int | None], at
     batches, updates = lengths[begun], {start: one and math.ceil(one / t.accumulate) for start, one in lengths.items()}
     epochs = Epochs(tuple(updates.items())) if None not in updates.values() else None
     per_epoch = updates[begun] if epochs else None
-    def span(key: str, value: Any) -> float | None:
-        "An interval in steps."
-        if value is None: return None
-        amount, unit = duration(value)
-        if unit == "seconds":
-            raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
-        if unit == "epochs" and per_epoch is None and amount:
-            raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; say steps")
-        return amount if unit == "steps" else amount * (per_epoch or 0)
-    end, save, rise = duration(t.epochs), duration(t.save_interval or 1), duration(t.warmup)
+    these = Epochs(((0, per_epoch),)) if epochs else None
+    span = lambda key, value: None if value is None else in_steps(key, value, these)
+    end, save = duration(t.epochs), duration(t.save_interval or 1)
     whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
     total, beyond = end.amount if end.unit == "steps" else None, 0
     if end.unit == "epochs" and epochs:
@@ -128,9 +150,8 @@ def make_plan(config: Config, batches: int | None | Mapping[int, int | None], at
                 evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
                 saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
-                warmup=epochs.steps(rise.amount) if epochs and rise.unit == "epochs" else math.ceil(span("warmup", t.warmup)),
-                epochs=epochs, first=epochs.steps(begun) if epochs else 0,
-                beyond=beyond)
+                warmup=math.ceil(in_steps("warmup", t.warmup, epochs) - 1e-9),
+                epochs=epochs, first=epochs.steps(begun) + beyond if epochs else 0, beyond=beyond)
 
 
 def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: Epochs) -> int:

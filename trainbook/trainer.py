@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .config import Config
-from .console import History, spell_row
+from .console import History, plot, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import (ahead, how_exact, make_deterministic, pick_device, pick_precision, rng_state, seed_everything,
                               set_rng_state)
@@ -31,7 +31,7 @@ from .order import is_plain, phases_of
 from .plan import Plan, check_watch, make_plan
 from .registry import build
 from .run import Run
-from .schedule import Schedule, ends_after, followed, make_schedule, plot, take_back, tell_end
+from .schedule import Schedule, ends_after, followed, listens, make_schedule, take_back, tell_end
 from .source import ConfigError, near
 from .spelling import find_key
 from .tensorfile import CheckpointError
@@ -44,8 +44,7 @@ __all__ = ['Trainer']
 # Map of this module, top to bottom:
 #   Trainer     the loop · its state · its session
 #
-# The seams of a system are Task's (22_metrics); evaluations, rows and checkpoints Recorded's (32_loggers); signals Session's
-# (31_events).
+# A system's seams are Task's (22_metrics); evaluations, rows, checkpoints Recorded's (32_loggers); signals Session's (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
 _KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken", "ends",
@@ -91,7 +90,7 @@ class Trainer(Recorded, Task):
         if self._manual and self.val_loader and type(self).validation_step is Task.validation_step:
             raise ConfigError("val_loader  with several optimizers write validation_step(batch), which returns what is measured")
         if self.precision.scaled: self.skips = float("inf")  # an overflow is the scale's business
-        self._norms = {}
+        self._norms, self._ended = {}, None  # the schedule whose end has moved, until that is said
         self._scheduler, self.schedule = None if isinstance(scheduler, str) else scheduler, None
         self._make_plan()
 
@@ -103,9 +102,13 @@ class Trainer(Recorded, Task):
     @train_loader.setter
     def train_loader(self, loader: Any) -> None:
         self._all_data = whole = keyed(loader, self.config)
-        phases = phases_of(self._curriculum or self.config.training.curriculum, whole.source)
-        self._phases = {epoch: whole if one is whole.source else keyed(one, self.config, per=whole.per)
+        t = self.config.training
+        phases = phases_of(self._curriculum or t.curriculum, whole.source, self.console.over)
+        self._phases = {epoch: whole if one is whole.source else keyed(one, self.config, per=whole.per, seed=whole.seed)
                         for epoch, one in phases.items()}
+        if t.class_weights is not None and "loss" in vars(self) and not keeps_state(self.loss):  # of other classes, perhaps
+            self.loss_arguments = loss_arguments(t, getattr(whole.source, "dataset", None))
+            if self.loss is not None: Task.settle_loss(self, t.loss)
 
     def _data_at(self, epoch: int) -> KeyedLoader: return self._phases[max(start for start in self._phases if start <= epoch)]
 
@@ -240,7 +243,6 @@ class Trainer(Recorded, Task):
 
     # --- several optimizers ------------------------------------------------------------------------
 
-
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
         if name not in self.updates: raise ConfigError(f"optimizer  no {name} was given; there are {', '.join(self.updates)}")
@@ -300,8 +302,7 @@ class Trainer(Recorded, Task):
         data.load_state_dict(told["loader"])
         if gone := self.listeners.load_state_dict(told["callbacks"]):
             self.console.line(f"note: the checkpoint has the state of {', '.join(gone)}, which is not among the callbacks")
-        # what was changed while it ran stays so, unless a person says otherwise now
-        self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
+        self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)  # unless said anew
 
     def facts(self) -> dict[str, Any]:
         "What the first row of a life tells."
@@ -311,24 +312,30 @@ class Trainer(Recorded, Task):
     # --- changes while it runs --------------------------------------------------------------------
 
     def follow(self, before: Mapping[str, Any]) -> None:
-        "Optimizers, plan and schedule follow the config; what becomes of the rate where the end has moved is said."
-        was = self.schedule
+        "All that has numbers of the config follows it; what becomes of the rate where the end has moved is said."
+        was, t = self.schedule, self.config.training
         if "total" in before and isinstance(was, Schedule): was = was._replace(total=before["total"])
-        for update in self.updates.values(): update.follow(self.config.training, before)
+        if self._ended is None or "total" in before: self._ended = was
+        for update in self.updates.values(): update.follow(t, before)
+        if self.average: self.average.decay = t.ema
         self._make_plan()
         if (ends := ends_after(self.ends, was.total, self.plan.total, self.step)) != self.ends:
             self.ends = ends
             self._make_plan()  # a shape that begins or stays at an end of before
-        if self.step and not self.plan.is_over(self.step, self.epoch, self._seconds):
-            if said := tell_end(was, self.schedule, self.step, self.config.training.lr): self.console.line(said)
+        if self.wishes is not None and not self._opening: self._tell_end()
+
+    def _tell_end(self) -> None:
+        "What becomes of the rate where the end has moved, once all that was asked for is obeyed."
+        was, self._ended = self._ended, None
+        said = tell_end(was, self.schedule, self.step, self.config.training.lr, self._first.lr)
+        if said and self.step and not self.plan.is_over(self.step, self.epoch, self._seconds): self.console.line(said)
 
     def planned(self, config: Config) -> tuple[Plan, Any]:
         batches = {epoch: length_of(one) for epoch, one in self._phases.items()}
         at, t = (self.step, self.epoch, self.batch), config.training
         plan, whole = make_plan(config, batches, at), make_plan(self.whole(config), batches, at)
-        mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.scheduler == "plateau" else None
-        return plan, make_schedule(config, plan, self._scheduler, self.validates, mode, self.ends,
-                                   self._first.optimizer, whole)
+        mode = direction(t.monitor or "val_loss", t.monitor_mode) if listens(self._scheduler or t.scheduler) else None
+        return plan, make_schedule(config, plan, self._scheduler, self.validates, mode, self.ends, self._first.optimizer, whole)
 
     def _make_plan(self) -> None:
         state = self.schedule.state_dict() if self.schedule else {}
@@ -363,6 +370,7 @@ class Trainer(Recorded, Task):
             if isinstance(part, torch.nn.Module) and not part.training: part.train()
         self.console.start_bar()
         self.obey()
+        self._tell_end()
         self.tell("fit_start")
 
     def breaks(self, error: BaseException) -> str:
