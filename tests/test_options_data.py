@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from exact import X, Y, net
+from exact import DATA, VAL, X, Y, net
 from trainbook import console
 from trainbook.config import Config
 from trainbook.console import Bar
@@ -20,7 +20,6 @@ from trainbook.tensorfile import CheckpointError
 from trainbook.trainer import Trainer
 
 ROWS = TensorDataset(X, Y, torch.arange(len(X)))  # 100; each knows its number
-VAL = TensorDataset(X[:20], Y[:20])
 WORDS = {"run": False, "quiet": True, "lr": 1e-2, "epochs": 4, "loss": "cross_entropy"}
 
 
@@ -194,7 +193,7 @@ def easy_loader(): return DataLoader(torch.utils.data.Subset(ROWS, range(90, 100
 def test_several_validation_loaders(tmp_path):
     """Each by its name, in the rows, for the monitor, on request; the first one's loss decides where nobody says."""
     loaders = {"real": DataLoader(VAL, 10), "drawn": DataLoader(TensorDataset(X[20:50] * 2, Y[20:50]), 10)}
-    trainer = Trainer(net(), DataLoader(TensorDataset(X, Y), 10), loaders, save_dir=str(tmp_path/"r"), **{key: one for key, one in WORDS.items() if key != "run"})
+    trainer = Trainer(net(), DataLoader(DATA, 10), loaders, save_dir=str(tmp_path/"r"), **{key: one for key, one in WORDS.items() if key != "run"})
     trainer.train()
     assert [*trainer.val_loader] == ["real", "drawn"] and trainer.best["name"] == "val_real_loss"
     rows = list(Run(tmp_path/"r").story().of("eval"))
@@ -211,15 +210,15 @@ def test_several_validation_loaders(tmp_path):
 def test_a_monitor_among_several():
     loaders = {"real": DataLoader(VAL, 10), "drawn": DataLoader(VAL, 20)}
     words = WORDS | {"monitor": "val_drawn_acc", "early_stopping": True, "patience": 1, "epochs": 30}
-    trainer = Trainer(net(), DataLoader(TensorDataset(X, Y), 10), loaders, **words)
+    trainer = Trainer(net(), DataLoader(DATA, 10), loaders, **words)
     trainer.train()
     assert trainer.best["name"] == "val_drawn_acc" and trainer.epoch < 30
-    with pytest.raises(ConfigError, match="val_acc is not measured, did you mean val_"): Trainer(net(), DataLoader(TensorDataset(X, Y), 10), loaders, **(words | {"monitor": "val_acc"})).train()
+    with pytest.raises(ConfigError, match="val_acc is not measured, did you mean val_"): Trainer(net(), DataLoader(DATA, 10), loaders, **(words | {"monitor": "val_acc"})).train()
 
 
 @pytest.mark.parametrize("loaders, said", [({"a b": DataLoader(VAL, 10)}, "'a b' is no name"), ({"a": 3}, "found int"), ({"": DataLoader(VAL, 10), "b": DataLoader(VAL, 10)}, "'' is no name")], ids=["name", "number", "none"])
 def test_validation_loaders_that_cannot_be(loaders, said):
-    with pytest.raises(ConfigError, match=said): Trainer(net(), DataLoader(TensorDataset(X, Y), 10), loaders, **WORDS)
+    with pytest.raises(ConfigError, match=said): Trainer(net(), DataLoader(DATA, 10), loaders, **WORDS)
 
 
 # --- which metric decides -----------------------------------------------------------------------------------------------------------------
@@ -232,7 +231,7 @@ class Told(Trainer):
 
 def told(folder=None, data=True, **words) -> Told:
     place = {"save_dir": str(folder), "config": {"run": {"on_existing": "resume"}}} if folder else {"run": False}
-    return Told(net(), DataLoader(TensorDataset(X, Y), 10), DataLoader(VAL, 20) if data else None, **({key: one for key, one in WORDS.items() if key != "run"} | place | words))
+    return Told(net(), DataLoader(DATA, 10), DataLoader(VAL, 20) if data else None, **({key: one for key, one in WORDS.items() if key != "run"} | place | words))
 
 
 def test_the_training_loss_is_no_bar_for_the_validation(monkeypatch):
@@ -254,12 +253,6 @@ def test_another_monitor_begins_anew(tmp_path, monkeypatch):
     again = told(tmp_path/"r", epochs=6, monitor="val_acc", **words)
     again.train()
     assert again.epoch == 6 and not again.stopped_early and again.updates[""].lr == 1e-2 and again.best["value"] == .6
-
-
-@pytest.mark.parametrize("words, said", [({"restore_best": True}, "restore_best  needs a val_loader"), ({"early_stopping": True}, "early_stopping  needs a val_loader"),
-                                         ({"monitor_mode": "max"}, "monitor_mode  max needs a monitor")], ids=str)
-def test_what_needs_a_validation(words, said, tmp_path):
-    with pytest.raises(ConfigError, match=said): told(tmp_path/"r", data=False, **words)
 
 
 def test_the_best_of_training_comes_back(tmp_path):

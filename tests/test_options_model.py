@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from exact import X, Y, blocks, net
-from test_options import DATA, VAL, make
+from exact import DATA, VAL, X, Y, blocks, net
+from test_options import make
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
 
