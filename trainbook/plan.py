@@ -20,7 +20,7 @@ __all__ = ['Epochs', 'in_steps', 'Plan', 'make_plan', 'check_watch']
 # Map of this module, top to bottom:
 #   Epochs        how many updates they have
 #   in_steps      a duration as a number of steps
-#   Plan          intervals and ends as numbers of steps
+#   Plan          intervals and ends as numbers of steps, and what is due at a step
 #   make_plan     from a config and the length of an epoch, or why not
 #   check_watch   is measured what shall decide?
 
@@ -54,7 +54,7 @@ class Epochs(NamedTuple):
         ends = [*(start for start, _ in self.phases[1:]), math.inf]
         return ((start, end, updates) for (start, updates), end in zip(self.phases, ends))
 
-
+# %% ../nbs/13_plan.ipynb #914a6e3e
 def in_steps(key: str, value: Any, epochs: Epochs | None) -> float:
     "A duration as a number of steps, where epochs have so many (None: nobody knows); ConfigError for what cannot be."
     amount, unit = duration(value)
@@ -65,7 +65,17 @@ def in_steps(key: str, value: Any, epochs: Epochs | None) -> float:
     raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; "
                       "say steps: \"1000 steps\"")
 
-# %% ../nbs/13_plan.ipynb #914a6e3e
+# %% ../nbs/13_plan.ipynb #9d734d93
+def _crosses(every: float | None, step: int) -> bool:
+    "Does a multiple of the interval lie at this step, or between the step before and this one?"
+    return every is not None and int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
+
+
+def _after(every: float | None, step: int) -> float:
+    "The first multiple of an interval after this step, rounded up to a step."
+    return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
+
+# %% ../nbs/13_plan.ipynb #6e31763a
 class Plan(NamedTuple):
     "Everything about when, as numbers of steps; None is never, or not known before an epoch is over."
     batches: int | None         # in one epoch
@@ -113,7 +123,7 @@ class Plan(NamedTuple):
         due = min(_after(every, step - self.first) for every in (self.rows, self.evals, self.saves))
         return min(self.first + due, _after(self.total, step))
 
-
+# %% ../nbs/13_plan.ipynb #49f4c9cf
 _UNBUILT = {
     "training": ("distributed",),
     "logging": ("tensorboard", "wandb", "histograms")}
@@ -159,17 +169,7 @@ def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: 
     step, epoch, batch = at
     return step - (epochs.steps(epoch + 1) - math.ceil(max(0, batches - batch) / accumulate))
 
-
-def _crosses(every: float | None, step: int) -> bool:
-    "Does a multiple of the interval lie at this step, or between the step before and this one?"
-    return every is not None and int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
-
-
-def _after(every: float | None, step: int) -> float:
-    "The first multiple of an interval after this step, rounded up to a step."
-    return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
-
-
+# %% ../nbs/13_plan.ipynb #df4595fa
 def check_watch(config: Config, validates: bool, writes: bool = True) -> None:
     "ConfigError where something shall decide and is never measured; `validates`: there is a val_loader, `writes`: a run."
     t, place = config.training, lambda key: config.place(f"training.{key}")
