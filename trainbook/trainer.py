@@ -47,8 +47,7 @@ __all__ = ['Trainer']
 # A system's seams are Task's (22_metrics); evaluations, rows, checkpoints Recorded's (32_loggers); signals Session's (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
-_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken", "ends",
-         "stopped_early", "judged")  # as they are, in the state
+_KEPT = "step epoch batch samples metrics best evaluated changed shaken ends stopped_early judged".split()  # so in the state
 
 
 class Trainer(Recorded, Task):
