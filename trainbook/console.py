@@ -45,10 +45,10 @@ class Bar:
         self._from = time.perf_counter() + patience
         self.counting: tuple = (label, total, first, time.perf_counter())
 
-    def at(self, done: int, note: str = "") -> None:
-        "So much is done. Draws at most five times a second."
+    def at(self, done: int, note: str = "", last: bool = False) -> None:
+        "So much is done. Draws at most five times a second, and the last time in any case."
         now = time.perf_counter()
-        if not self._can or now < self._from or now - self._drawn < 0.2: return
+        if not self._can or now < self._from or now - self._drawn < 0.2 and not last: return
         self._drawn = now
         if in_notebook(): self._in_notebook(done, note, now)
         else: self._write(f"\r\x1b[2K{self._line(done, note, now)}", True)

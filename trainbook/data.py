@@ -398,6 +398,8 @@ def keyed(source: Any, config: Config, use: str = "train", per: str = "batch", s
 
 def keyed_by_name(source: Any, config: Config, use: str) -> dict[str, KeyedLoader]:
     "Several loaders by name; one alone has the name \"\"."
+    if isinstance(source, (list, tuple)) and any(isinstance(one, (DataLoader, Dataset)) for one in source):
+        raise ConfigError(f"{use}_loader  several loaders go by name, found a list; give {{\"near\": loader, \"far\": loader}}")
     many = source if isinstance(source, Mapping) else {} if source is None else {"": source}
     if odd := [name for name in many if many is source and not re.fullmatch(r"\w+", str(name))]:
         raise ConfigError(f"{use}_loader  {odd[0]!r} is no name: letters, digits and _, as its metrics are {use}_NAME_loss")

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .model import spell_count
 from .schema import Training, duration, mistakes, spell_short
 from .source import ConfigError, near
+from .spelling import find_key
 
 # %% auto #0
 __all__ = ['own_numbers', 'parameter_groups', 'number_of_rest', 'table_of_groups', 'Freezing']
@@ -74,9 +75,10 @@ _REST, _SPARED = "the rest", ", no decay"
 
 def _checked(rule: Mapping) -> dict[str, Any]:
     "The numbers of a rule of `groups`, as the config's own are checked."
-    match, given = rule.get("match"), {key: value for key, value in rule.items() if key != "match"}
+    match, given = rule.get("match"), {_canonical(key): value for key, value in rule.items() if key != "match"}
     if not isinstance(match, str):
         raise ConfigError(f"groups  {spell_short(dict(rule))} does not say whom it means; write match: a pattern such as llm.*")
+    if len(given) < len(rule) - 1: raise ConfigError(f"groups  {match}: {', '.join(rule)} say one thing twice; leave one")
     for key in given:
         if key in _OWN: continue
         raise ConfigError(f"groups  {match}: unknown {key}{near(key, _OWN, '; there are ' + ', '.join(_OWN))}")
@@ -86,6 +88,12 @@ def _checked(rule: Mapping) -> dict[str, Any]:
     numbers = {key: checked[key] for key in given if checked[key] is not None}
     if not numbers: raise ConfigError(f"groups  {match} has nothing of its own; say one of {', '.join(_OWN)}")
     return numbers
+
+
+def _canonical(key: Any) -> Any:
+    "As the config's own key is called, in whatever spelling it is said."
+    known = find_key(("training", key))
+    return known.path[1] if known and known.path[0] == "training" else key
 
 
 def own_numbers(training: Mapping, name: str | None) -> dict[str, Any]:

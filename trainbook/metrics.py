@@ -140,10 +140,11 @@ class Numbers:
         self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
         self._epoch, self.newest = Tally((state or {}).get("epoch")), {}
         self.skipped: int = (state or {}).get("skipped", 0)
+        self._before: int = (state or {}).get("before", 0)  # of them, in earlier epochs
 
     def state_dict(self) -> dict[str, dict]:
         "The sums, once everything has landed."
-        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped}
+        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped, "before": self._before}
 
     def add(self, step: Step, values: dict[str, Any]) -> None:
         self._waiting.add(step, values)
@@ -152,8 +153,10 @@ class Numbers:
         "The means of the epoch so far, norms left out."
         return {name: value for name, value in self._epoch.means("train_").items() if not name.startswith("train_grad_norm")}
 
-    def new_epoch(self) -> None:
-        self._epoch = Tally()
+    def new_epoch(self) -> dict[str, int]:
+        "How many steps of the one that is over were left out, if any."
+        left_out, self._epoch, self._before = self.skipped - self._before, Tally(), self.skipped
+        return {"left_out": left_out} if left_out else {}
 
     def land(self, writes_row: Callable[[int], bool], allowed: float = 0, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
         "(event, step, numbers) of each row that what has landed makes; NonFinite unless so many may be left out."

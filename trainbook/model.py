@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['prepare', 'Average', 'put_back', 'summary', 'spell_count', 'size_of']
+__all__ = ['prepare', 'Average', 'put_back', 'Statistics', 'summary', 'spell_count', 'size_of']
 
 # %% ../nbs/14_model.ipynb #d10c01be
 # Map of this module, top to bottom:
 #   prepare         the switches of a config, in place
 #   Average         an exponential average of the weights · put_back: the weights that train, from a checkpoint
+#   Statistics      running statistics that a step may have spoilt go back
 #   summary         layers, parameters, memory · spell_count, size_of
 
 # %% ../nbs/14_model.ipynb #055982df
@@ -143,6 +144,35 @@ def put_back(model: torch.nn.Module, trained: Mapping[str, torch.Tensor]) -> Non
     "The weights that train, into a model that was loaded with their average."
     for name, one in model.named_parameters():
         if name in trained: one.copy_(trained[name])
+
+# %% ../nbs/14_model.ipynb #7c26c869
+class Statistics:
+    "The running statistics of a model as they were at `keep()`; where a flag is up they go back to that."
+
+    def __init__(self, model: torch.nn.Module):
+        kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+        for part in model.modules():
+            own = dict(part.named_buffers(recurse=False))
+            for one in own.values() if any(key.startswith("running_") for key in own) else ():
+                if not is_lazy(one): kinds.setdefault(one.dtype, []).append(one)
+        self.kinds = [(some, *_long(some), *_long(some)) for some in kinds.values()]
+
+    def keep(self) -> None:
+        "As they are now."
+        for some, _, before, _, _ in self.kinds: torch._foreach_copy_(before, some)
+
+    def go_back(self, bad: torch.Tensor) -> None:
+        "To what was kept, if `bad` is not zero; nothing waits to see it."
+        for some, kept, _, found, now in self.kinds:
+            torch._foreach_copy_(now, some)
+            torch.where(bad.bool(), kept, found, out=found)
+            torch._foreach_copy_(some, now)
+
+
+def _long(some: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    "One long tensor with room for all of these, and each one's part of it."
+    whole = torch.cat([one.reshape(-1) for one in some])
+    return whole, [part.view_as(one) for part, one in zip(whole.split([one.numel() for one in some]), some)]
 
 # %% ../nbs/14_model.ipynb #ec0c876f
 def summary(model: torch.nn.Module, depth: int = 2, **beside: int | None) -> str:

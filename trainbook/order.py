@@ -164,7 +164,12 @@ def _first_epoch(key: Any) -> int:
 def _made(make: Callable, source: Any, epoch: int) -> Any:
     "What a function of one's own gives; it may ask for the dataset, and draws the same in every life."
     asked = [one for one in inspect.signature(make).parameters.values() if one.default is one.empty]
-    with aside(mix(epoch)): return make(getattr(source, "dataset", source)) if asked else make()
+    if len(asked) > 1:
+        raise ConfigError(f"curriculum  {epoch}: its function asks for {', '.join(one.name for one in asked)}; "
+                          "it is given the dataset, or nothing")
+    with aside(mix(epoch)): made = make(getattr(source, "dataset", source)) if asked else make()
+    if made is None: raise ConfigError(f"curriculum  {epoch}: its function returned None; return indices, a dataset or a loader")
+    return made
 
 
 def _by_difficulty(difficulty: Any, source: Any, over: Callable | None) -> list[int]:
@@ -208,6 +213,10 @@ def _with_data(source: Any, value: Any, epoch: int) -> Any:
     "The loader of a phase: some samples, or another dataset, go through the loader that was given."
     if not isinstance(value, Dataset):
         many = value.tolist() if isinstance(value, (numpy.ndarray, torch.Tensor)) else value
+        if isinstance(many, (list, tuple)) and many and all(type(one) in (bool, numpy.bool_) for one in many):  # a mask
+            if len(many) != (samples := len(_dataset_of(source))):
+                raise ConfigError(f"curriculum  {epoch}: is a mask for {len(many):,} samples, the dataset has {samples:,}")
+            many = [index for index, one in enumerate(many) if one]
         if not isinstance(many, (list, tuple, range)) or not all(type(one) is int for one in many): return value  # a loader
         dataset = _dataset_of(source)
         if not many: raise ConfigError(f"curriculum  {epoch}: has no sample")

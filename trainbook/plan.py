@@ -14,12 +14,13 @@ from .schema import Duration, Root, duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Epochs', 'in_steps', 'Plan', 'make_plan', 'check_watch']
+__all__ = ['Epochs', 'in_steps', 'Every', 'Plan', 'make_plan', 'check_watch']
 
 # %% ../nbs/13_plan.ipynb #b3413690
 # Map of this module, top to bottom:
 #   Epochs        how many updates they have
 #   in_steps      a duration as a number of steps
+#   Every         an interval
 #   Plan          intervals and ends as numbers of steps, and what is due at a step
 #   make_plan     from a config and the length of an epoch, or why not
 #   check_watch   is measured what shall decide?
@@ -66,14 +67,22 @@ def in_steps(key: str, value: Any, epochs: Epochs | None) -> float:
                       "say steps: \"1000 steps\"")
 
 # %% ../nbs/13_plan.ipynb #9d734d93
-def _crosses(every: float | None, step: int) -> bool:
-    "Does a multiple of the interval lie at this step, or between the step before and this one?"
-    return every is not None and int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
+class Every(NamedTuple):
+    "An interval: so many steps, perhaps a fraction, counted since a step."
+    steps: float
+    since: int = 0
 
+    def passed(self, step: int) -> int:
+        "How many of it lie behind."
+        return int((step - self.since) / self.steps + 1e-9)
 
-def _after(every: float | None, step: int) -> float:
-    "The first multiple of an interval after this step, rounded up to a step."
-    return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
+    def crosses(self, step: int) -> bool:
+        "Does a multiple of it lie at this step, or between the step before and this one?"
+        return self.passed(step) > self.passed(step - 1)
+
+    def after(self, step: int) -> int:
+        "Its first multiple after this step, rounded up to a step."
+        return math.ceil(self.since + self.steps * (self.passed(step) + 1) - 1e-9)
 
 # %% ../nbs/13_plan.ipynb #6e31763a
 class Plan(NamedTuple):
@@ -82,13 +91,13 @@ class Plan(NamedTuple):
     per_epoch: int | None       # updates in one epoch
     end: Duration
     total: int | None           # updates in all
-    rows: float | None          # between two rows of the log
-    evals: float | None         # between two evaluations, where not at the end of an epoch
+    rows: Every | None          # between two rows of the log
+    evals: Every | None         # between two evaluations, where not at the end of an epoch
     eval_epochs: int | None     # epochs between two evaluations
-    saves: float | None         # between two checkpoints, likewise
+    saves: Every | None         # between two checkpoints, likewise
     warmup: int
     epochs: Epochs | None = None
-    first: int = 0              # the step from which on intervals are counted: a phase begins there
+    first: int = 0              # the step at which this phase began
     beyond: int = 0             # updates made beyond those that epochs of this length have
 
     def is_over(self, step: int, epoch: int, seconds: float) -> bool:
@@ -111,8 +120,14 @@ class Plan(NamedTuple):
                 f"patience: {t.patience} ({place('patience')}) changes nothing without early_stopping: true; "
                 "of a plateau it is plateau_patience"] * alone
 
-    def evaluates(self, step: int) -> bool: return _crosses(self.evals, step - self.first)
-    def writes_row(self, step: int) -> bool: return _crosses(self.rows, step - self.first)
+    def evaluates(self, step: int) -> bool: return self.evals is not None and self.evals.crosses(step)
+    def writes_row(self, step: int) -> bool: return self.rows is not None and self.rows.crosses(step)
+
+    def evaluates_after(self, step: int, epoch: int, seconds: float) -> bool:
+        "Is an evaluation due at the end of this epoch: for its number, for its step, or as the last of all?"
+        if self.eval_epochs is None and self.evals is None: return False
+        whole = self.eval_epochs is not None and epoch % self.eval_epochs == 0
+        return whole or self.evaluates(step) or self.is_over(step, epoch, seconds)
 
     def epoch_at(self, epoch: int, batch: int) -> float:
         "Epochs done, with the part of this one."
@@ -120,8 +135,8 @@ class Plan(NamedTuple):
 
     def next(self, step: int) -> float:
         "The next step at which anything is due."
-        due = min(_after(every, step - self.first) for every in (self.rows, self.evals, self.saves))
-        return min(self.first + due, _after(self.total, step))
+        ends = Every(self.total) if self.total else None
+        return min((every.after(step) for every in (self.rows, self.evals, self.saves, ends) if every), default=math.inf)
 
 # %% ../nbs/13_plan.ipynb #49f4c9cf
 _UNBUILT = {
@@ -149,19 +164,24 @@ def make_plan(config: Config, batches: int | None | Mapping[int, int | None], at
     epochs = Epochs(tuple(updates.items())) if None not in updates.values() else None
     per_epoch = updates[begun] if epochs else None
     these = Epochs(((0, per_epoch),)) if epochs else None
-    span = lambda key, value: None if value is None else in_steps(key, value, these)
+    def span(key: str, value: Any) -> Every | None:
+        "An interval; one in epochs is counted over the phases."
+        if value is None: return None
+        over_phases = per_epoch and duration(value).unit == "epochs"
+        return Every(in_steps(key, value, these), first - begun * per_epoch if over_phases else 0)
     end, save = duration(t.epochs), duration(t.save_interval or 1)
     whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
     total, beyond = end.amount if end.unit == "steps" else None, 0
     if end.unit == "epochs" and epochs:
         beyond = _more_than(at, batches, t.accumulate, epochs)
         total = epochs.steps(end.amount) + beyond
+    first = epochs.steps(begun) + beyond if epochs else 0
     return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
                 evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
                 saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
                 warmup=math.ceil(in_steps("warmup", t.warmup, epochs) - 1e-9),
-                epochs=epochs, first=epochs.steps(begun) + beyond if epochs else 0, beyond=beyond)
+                epochs=epochs, first=first, beyond=beyond)
 
 
 def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: Epochs) -> int:

@@ -26,7 +26,7 @@ from .loggers import Recorded
 from .losses import keeps_state, loss_arguments
 from .metrics import Numbers, Step, Task, check_monitor, direction
 from .model import Average, prepare, put_back, size_of, spell_count, summary
-from .optim import Update, check_fits, following, make_updates, train_step, untrained
+from .optim import Update, check_fits, check_trained, following, make_updates, train_step
 from .order import is_plain, phases_of
 from .plan import Plan, check_watch, make_plan
 from .registry import build
@@ -47,7 +47,7 @@ __all__ = ['Trainer']
 # A system's seams are Task's (22_metrics); evaluations, rows, checkpoints Recorded's (32_loggers); signals Session's (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
-_KEPT = "step epoch batch samples metrics best evaluated changed shaken ends stopped_early judged".split()  # so in the state
+_KEPT = "step epoch batch samples metrics best evaluated changed shaken ends stopped_early stops judged".split()  # in the state
 
 
 class Trainer(Recorded, Task):
@@ -125,15 +125,18 @@ class Trainer(Recorded, Task):
         """Trains to the end, after num_epochs in all if given; goes on from where it is. Returns what was measured.
         num_epochs is the end of this call; the other changes are remembered over a resume, as with set()."""
         with self.once("train()"):
+            if self.rests(bool(changes) or num_epochs not in (None, self.config.training.epochs)): return self.history
             if changes: self.set(**changes)
             self.end_at(num_epochs)
         with self.session(), self.once("train()"):
+            self.begin_call(num_epochs)
             if self.done and not self.halt: self.console.line(f"{self.where} is the end; to go on, train(num_epochs=…)")
             while not self.done: self.train_epoch()
         return self.history
 
     def train_epoch(self) -> None:
         "Trains to the end of the epoch, from where it is."
+        if self.rests(): return
         with self.session(), self.once("train_epoch()"):
             if self.done: return
             self.freezing.at(self.epoch)
@@ -177,6 +180,7 @@ class Trainer(Recorded, Task):
         lr = update.set_lr(self.schedule, self.step)
         if not self._manual: return lr, train_step(window, self.objective, update)
         self._norms = {}
+        for one in self.updates.values(): one.keep()
         found = {name: value for name, value in self.stepped(window[0][1]).items() if value is not None}
         if not self._checked: self.check_numbers(found)
         return lr, self._norms | {name: one.detach() if isinstance(one, torch.Tensor) else one for name, one in found.items()}
@@ -200,17 +204,18 @@ class Trainer(Recorded, Task):
         if not self.batch:
             raise ConfigError(f"train_loader  yields no batch in epoch {self.epoch + 1}; an iterator is used up after one epoch: "
                               "give a list, a DataLoader or a Dataset")
-        every = self.plan.eval_epochs
-        if every and (self.epoch + 1) % every == 0 or self.plan.evaluates(self.step): self.evaluate_now()
+        self.ended_at = self.step
+        if self.console.bar: self.console.bar.at(self.batch, spell_row(self.numbers.newest), last=True)
+        if self.plan.evaluates_after(self.step, self.epoch + 1, self._seconds): self.evaluate_now()
         if self.halt: return
         measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self.evaluated == self.step}
         means = self.numbers.of_epoch()
         self.judge("train_", self.metrics | means)  # it may find fault; until here nothing has moved
         data = self.train_loader
         self.metrics, self.epoch, self.batch = self.metrics | means, self.epoch + 1, 0
-        self.numbers.new_epoch()
+        left_out = self.numbers.new_epoch()
         if self.schedule.per == "epoch": self.schedule.moved()
-        row, seconds = means | measured | {"lr": self._first.lr}, round(time.perf_counter() - began, 3)
+        row, seconds = means | measured | {"lr": self._first.lr} | left_out, round(time.perf_counter() - began, 3)
         self.row("epoch", epoch=self.epoch, **row, seconds=seconds)
         self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, row, seconds,
                            self.best.get("step") == self.step)
@@ -270,8 +275,8 @@ class Trainer(Recorded, Task):
             "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.schedule.total or self.plan.total,
             "schedule": self.schedule.state_dict(), "followed": followed(self.schedule), "patience": self.patience.state_dict(),
             "averaged": self.average.count if self.average else 0,
-            "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()},
-            "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups")}}
+            "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()}, "spent": self._seconds,
+            **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups", "no_decay", "freeze")}}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None:
@@ -281,7 +286,7 @@ class Trainer(Recorded, Task):
         data = self._data_at(told["epoch"])
         differences = data.differences(told["data"])
         kept = state["optimizers"] if self._manual else {"": state["optimizer"]}
-        check_fits(self.updates, kept, told["kinds"])
+        check_fits(self.updates, kept, told["kinds"], told, self.config.training)
         if differences and not allow_drift:
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True")
         load_weights(self.model, state["model"])
@@ -296,7 +301,7 @@ class Trainer(Recorded, Task):
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
         if note := take_back(self.schedule, told): self.console.line(note)
         if "patience" in told: self.patience.load_state_dict(told["patience"])
-        self.changed, self.loaded, self._meant, self.spent = {}, True, None, told.get("spent", 0.0)
+        self.changed, self.loaded, self._meant, self.spent, self._behind = {}, True, None, told.get("spent", 0.0), [*self.stops]
         if differences: self.batch = data.batch_like(self.batch, told["data"])
         data.load_state_dict(told["loader"])
         if gone := self.listeners.load_state_dict(told["callbacks"]):
@@ -325,8 +330,7 @@ class Trainer(Recorded, Task):
 
     def _tell_end(self) -> None:
         "What becomes of the rate where the end has moved, once all that was asked for is obeyed."
-        was, self._ended = self._ended, None
-        said = tell_end(was, self.schedule, self.step, self.config.training.lr, self._first.lr)
+        said, self._ended = tell_end(self._ended, self.schedule, self.step, self.config.training.lr, self._first.lr), None
         if said and self.step and not self.plan.is_over(self.step, self.epoch, self._seconds): self.console.line(said)
 
     def planned(self, config: Config) -> tuple[Plan, Any]:
@@ -350,13 +354,9 @@ class Trainer(Recorded, Task):
         for note in (*self.train_loader.notes(self.config), *self.plan.notes(self.config)): self.console.line(f"note: {note}")
         if t.deterministic: make_deterministic()
         if self.writes: self.open_run()
-        if self.rng is None: seed_everything(t.seed)
-        else: set_rng_state(self.rng)
+        seed_everything(t.seed) if self.rng is None else set_rng_state(self.rng)
         for update in self.updates.values(): update.start_anew()
-        if left := untrained(self.updates, self.model):
-            if not self._chosen:
-                raise ConfigError(f"optimizer  does not have {left}, which the model has now; make a new Trainer")
-            self.console.line(f"note: {left} want a gradient, and no optimizer has them")
+        if note := check_trained(self.updates, self.model, self._chosen): self.console.line(note)
         if self.train_loader.exact and self.batch and self.batch != self.plan.batches:
             self.batch = 0  # the source starts over
             self.numbers.new_epoch()
@@ -381,10 +381,12 @@ class Trainer(Recorded, Task):
         "The last evaluation, the last checkpoint; how it ended."
         over = not self.halt and self.done
         evaluates = (self.plan.eval_epochs or self.plan.evals) and not self.plan.is_past(self.step, self.epoch, self.batch)
-        if over and evaluates: self.evaluate_now()
+        if over and evaluates and not self._past: self.evaluate_now()
         status = self.halt or ("finished" if over else "paused")
         if self.step: self.save(final=status == "finished")
         if self.step and self.record: self.record.settled(self.step)
+        if over and self.numbers.skipped and self.config.training.nonfinite != "stop":
+            self.console.line(f"{self.numbers.skipped} of {self.step:,} steps were left out: their gradients were not finite")
         if status == "finished" and self.config.training.restore_best: self.restore_best()
         return status
 
@@ -394,7 +396,7 @@ class Trainer(Recorded, Task):
         best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
         load_weights(self.model, best["model_state_dict"])
         if self.average: self.average.begin(self.average.count)
-        self.torn = "has ended with its best weights"
+        self.torn = self.AT_BEST
         told = spell_row({self.best["name"]: self.best["value"]})
         self.console.line(f"the weights are those of step {best['step']:,}, the best  {told}")
 
