@@ -254,13 +254,13 @@ def test_groups_and_schedules_in_the_spellings_of_others():
 
 
 def test_the_bar_of_a_whole_epoch_is_drawn_full():
-    """Once in each epoch, before its line takes the place; however fast the last batches were."""
+    """In each epoch, before its line takes the place; however fast the last batches were."""
     from test_options_lines import SCRIPT, on_a_screen
     parts = [part for part in on_a_screen(SCRIPT.format(more="run=False"), 100).split("\x1b[2K")]
     for epoch in (1, 2):
         full = [i for i, part in enumerate(parts) if part.startswith(f"Epoch {epoch}/2: 100%|") and "| 40/40 [" in part]
         line = [i for i, part in enumerate(parts) if part.startswith(f"epoch {epoch}/2")]
-        assert len(full) == 1 == len(line) and full[0] < line[0]
+        assert full and len(line) == 1 and full[-1] < line[0]
 
 
 @pytest.mark.parametrize("name, said", [("EarlyStopping", r"early_stopping=True, patience=10"), ("ModelCheckpoint", "save_interval=1, keep_last_n=3")])
@@ -272,3 +272,27 @@ def test_what_others_have_as_a_class_is_a_keyword(name, said):
     import re
     given = re.search(r"Trainer\((.*)\)", str(pytest.raises(ImportError, getattr, trainbook, name).value))[1]
     assert eval(f"make(**dict({given}))").config.training.monitor == "val_loss"
+
+
+def test_ending_by_the_clock_says_why():
+    with pytest.raises(ConfigError, match="which neither a clock nor a loader without a length tells"): Trainer(net(), data(), epochs="10 min", run=False)
+    trainer = Trainer(net(), data(), epochs="1 min", scheduler="constant", run=False, quiet=True)
+    assert trainer.plot_schedule(total=100)._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_a_plateau_at_its_floor_is_silent(capsys):
+    class Same(Trainer):
+        def validation_step(self, batch): return {"loss": 1.0}
+    Same(net(), data(), val(), scheduler="plateau", plateau_patience=0, lr=1e-2, min_lr=1e-3, epochs=6, run=False, loss="cross_entropy").train()
+    assert capsys.readouterr().out.count("the learning rate is lowered") == 1
+
+
+def test_what_becomes_of_torchs_schedulers_is_theirs():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ConfigError, match="after_end  hold is for schedules by name"):
+        Trainer(model, data(), optimizer=optimizer, scheduler=(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "epoch"), after_end="hold", run=False)
+
+
+def test_foreach_where_there_is_no_fused_step():
+    assert "RMSprop, foreach" in Trainer(net(), data(), optimizer="rmsprop", run=False, quiet=True).summary()

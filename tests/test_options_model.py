@@ -289,7 +289,7 @@ def test_groups_made_by_hand_keep_their_own():
 
 
 @pytest.mark.parametrize("words, way, kept", [({"optimizer": "sgd", "momentum": 0}, "SGD, fused", ""), ({"optimizer": "sgd", "momentum": 0.9}, "SGD, fused", "optimizer 652 B, "), ({}, "AdamW, fused", "optimizer 1.3 KB, "),
-                                              ({"optimizer": "rmsprop", "momentum": 0}, "RMSprop, one by one", "optimizer 652 B, "), ({"ema": 0.9}, "AdamW, fused", "optimizer 1.3 KB, average 652 B, ")], ids=str)
+                                              ({"optimizer": "rmsprop", "momentum": 0}, "RMSprop, foreach", "optimizer 652 B, "), ({"ema": 0.9}, "AdamW, fused", "optimizer 1.3 KB, average 652 B, ")], ids=str)
 def test_the_summary_follows_the_optimizer(words, way, kept):
     text = make(**words).summary()
     assert f"\noptimizer: {way}\n" in text and f"weights 652 B, gradients 652 B, {kept}in all" in text

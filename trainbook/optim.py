@@ -53,7 +53,8 @@ def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.op
         try: return found(trained, **given, fused=True)
         except (RuntimeError, ValueError) as error:
             if "fused" not in str(error): raise ConfigError(f"optimizer  {kind}  {error}") from None
-    try: return found(trained, **given)
+    way = {"foreach": True} if "foreach" in knows else {}
+    try: return found(trained, **given, **way)
     except (ValueError, TypeError) as error: raise ConfigError(f"optimizer  {kind}  {error}") from None
 
 

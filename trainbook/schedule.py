@@ -113,8 +113,8 @@ class Schedule(NamedTuple):
         if kind not in _SHAPES and not self.shape:
             yield f"scheduler  {kind} is no function of the step; there are {', '.join(_SHAPES)}"
         elif kind not in _ENDLESS and self.total is None:
-            yield (f"scheduler  {kind} needs to know where training ends, and this loader does not tell how long "
-                   "an epoch is; say epochs: \"5000 steps\", or scheduler: constant")
+            yield (f"scheduler  {kind} needs to know at which step training ends, which neither a clock nor a loader without "
+                   "a length tells; say epochs: \"5000 steps\", or scheduler: constant")
         if kind == "step" and not self.every and not self.milestones:
             yield "step_size  is missing; say how often the rate drops: step_size: 10 (epochs)"
         if kind == "multistep" and not self.milestones:
@@ -158,11 +158,12 @@ class Plateau:
                  min_delta: float = 0.0):
         self.patience, self.gamma, self.mode, self.min_delta = patience, gamma, mode, min_delta
         self.warmup, self.min_lr = warmup, min_lr
-        self.factor = 1.0
+        self.factor, self.seen = 1.0, math.inf  # the highest rate, as it was last asked for
         self.forget()
 
     def __call__(self, step: int, lr: float) -> float:
         "The learning rate now; `step` matters only in the warm-up."
+        self.seen = lr
         if step < self.warmup: return lr * (step + 1) / self.warmup
         return max(self.min_lr if self.min_lr < lr else lr, lr * self.factor)
 
@@ -172,8 +173,8 @@ class Plateau:
         if better: self.best = float(value)
         self.bad = 0 if better or step is not None and step < self.warmup else self.bad + 1
         if self.bad <= self.patience: return False
-        self.bad, self.factor = 0, self.factor * self.gamma
-        return True
+        before, self.bad, self.factor = self.factor, 0, self.factor * self.gamma
+        return self.seen * before > self.min_lr  # at the floor it stays
 
     def forget(self) -> None:
         "Another metric is heard from now on; the rate stays."
@@ -397,6 +398,7 @@ def _torched(given: Any, plan: Plan, t: Any, mode: str | None) -> Torched:
         raise ConfigError(f"warmup  of {plan.warmup:,} steps and a {kind} would both set the rate; leave it out, "
                           "or put torch's LinearLR and yours into a SequentialLR")
     if t.min_lr: raise ConfigError(f"min_lr  {t.min_lr:g} is the matter of the {kind} that was given; leave it out")
+    if t.after_end: raise ConfigError(f"after_end  {t.after_end} is for schedules by name; the {kind} goes on as torch's does")
     one = Torched(scheduler, per, plan.epochs)
     if one.hears and mode and mode != scheduler.mode:
         less, more = {"min": ("less", "more"), "max": ("more", "less")}[scheduler.mode]

@@ -410,9 +410,9 @@ class Trainer(Recorded, Task):
         parts = [f"{name or 'optimizer'}: {one.describe(self.config.training)}" for name, one in self.updates.items()]
         return "\n\n".join((repr(self), summary(self.model, depth, **more), *parts, self.freezing.describe(self.epoch)))
 
-    def plot_schedule(self) -> Any:
-        "A picture of the learning rate over all of the training, as it would go from here."
-        return plot(self.schedule, self.config.training.lr, self.plan.total, at=self.step)
+    def plot_schedule(self, total: int | None = None) -> Any:
+        "A picture of the learning rate over all of the training, or so many steps, as it would go from here."
+        return plot(self.schedule, self.config.training.lr, total or self.plan.total, at=self.step)
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(update.optimizer).__name__ for update in self.updates.values())
