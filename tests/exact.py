@@ -26,6 +26,7 @@ from trainbook.trainer import Trainer
 
 _G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(100, 6, generator=_G), torch.randint(0, 3, (100,), generator=_G)
+DATA, VAL = TensorDataset(X, Y), TensorDataset(X[:20], Y[:20])  # in batches of eight 13 steps an epoch
 
 
 # --- data -----------------------------------------------------------------------------------------------------------------------------
@@ -108,6 +109,12 @@ class Steering(Callback):
     def epoch_end(self, trainer):
         self.seen[3] += 1
         self.value += trainer.metrics["train_loss"]
+
+
+class Rates(Callback):
+    "The rate that each step was made with, by its number."
+    def __init__(self): self.seen = {}
+    def step_end(self, trainer): self.seen[trainer.step] = trainer.numbers._waiting._there[-1][0].lr
 
 
 class Pulse(Callback):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy
 import pytest
 import torch
-from exact import X, Y, net
-from torch.utils.data import DataLoader, TensorDataset
+from exact import DATA, VAL, net
+from torch.utils.data import DataLoader
 
 from trainbook.config import Config
 from trainbook.load import load_checkpoint
@@ -15,7 +15,6 @@ from trainbook.schedule import Plateau
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
 
-TRAIN, VAL = TensorDataset(X, Y), TensorDataset(X[:20], Y[:20])  # 13 steps an epoch
 GUIDE_001 = """\
 training:
   # Optimizer settings
@@ -45,7 +44,7 @@ training:
 
 
 def made(kind=Trainer, **words) -> Trainer:
-    return kind(model=net(), train_loader=DataLoader(TRAIN, 8, shuffle=True), val_loader=DataLoader(VAL, 64), **({"quiet": True} | words))
+    return kind(model=net(), train_loader=DataLoader(DATA, 8, shuffle=True), val_loader=DataLoader(VAL, 64), **({"quiet": True} | words))
 
 
 def trained(**words) -> Trainer:
@@ -133,21 +132,20 @@ ITEMS: list[tuple[str, dict, Callable]] = [
     ("1.20", {"grad_accumulation_steps": 4}, lambda it: it.plan.per_epoch == 4),
     ("1.21", {"mixed_precision": "bf16"}, lambda it: it.precision.dtype is torch.bfloat16),
     ("1.21", {"mixed_precision": False}, lambda it: it.precision.dtype is None),
-    ("1.33", {"save_frequency": 2}, lambda it: it.config.training.save_interval == 2),
     ("1.38", {"optimizer": "sgd", "scheduler": "linear"}, lambda it: (kind_of(it), it.schedule.kind) == (torch.optim.SGD, "linear")),
     ("1.40", {}, lambda it: it.plan.eval_epochs == 1),
     ("4.15", {"weight_decay": "1e-5"}, lambda it: it.updates[""].optimizer.defaults["weight_decay"] == 1e-5),
     ("4.16", {"clip_grad": 5.0}, lambda it: it.updates[""].clip == 5.0),
     ("4.17", {"warmup_steps": 30}, lambda it: it.schedule.warmup == it.plan.warmup == 30),
     ("4.18", {"scheduler": "step"}, lambda it: it.schedule.kind == "step"),
-    ("4.18", {"scheduler": "plateau", "patience": 3}, lambda it: it.schedule.kind == "plateau"),
-    ("4.19", {"save_freq": 10}, lambda it: it.config.training.save_interval == 10),
+    ("4.18", {"scheduler": "plateau", "patience": 3}, lambda it: (it.schedule.kind, it.schedule.patience) == ("plateau", 10)),  # and a note says so
+    ("4.18", {"scheduler": "plateau", "plateau_patience": 3}, lambda it: it.schedule.patience == 3),
     ("4.20", {"eval_freq": 5}, lambda it: it.plan.eval_epochs == 5),
     ("4.40", {"early_stopping": True, "patience": 10, "min_delta": 0.001, "monitor": "val_recall@20", "metrics": {"recall@20": recall}},
      lambda it: (it.patience.patience, it.patience.min_delta, it.patience.mode) == (9, 0.001, "max")),
-    ("4.41", {"use_amp": "True", "opt_level": "O1"}, lambda it: it.config.training.precision == "auto"),
+    ("4.41", {"use_amp": "True", "opt_level": "O1"}, lambda it: it.precision.name == ("fp32" if it.device.type == "cpu" else "bf16")),
     ("4.41", {"use_amp": "False"}, lambda it: it.precision.name == "fp32"),
-    ("4.42", {"batch_size": 1, "accumulate_grad_batches": 4}, lambda it: it.config.training.accumulate == 4 and it.plan.per_epoch == 4),
+    ("4.42", {"batch_size": 1, "accumulate_grad_batches": 4}, lambda it: it.plan.per_epoch == 4),
     ("4.57", {"seed": 42}, lambda it: it.seed == 42 and it.facts()["seed"] == 42),
 ]
 
@@ -159,6 +157,13 @@ def test_an_item(item, words, holds):
     assert holds(trainer)
     trainer.train()
     assert trainer.epoch == 3 and all(one.isfinite().all() for one in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("words, steps", [({"save_frequency": 2, "num_epochs": 5}, [26, 52, 65]), ({"save_freq": 10, "num_epochs": 20}, [130, 260])], ids=["1.33", "4.19"])
+def test_an_interval_of_checkpoints(here, words, steps):
+    """1.33, 4.19: every so many epochs, and the last; without an evaluation there is no best beside them."""
+    trainer = trained(run=None, save_dir="r", eval_every=None, **words)
+    assert [row["step"] for row in trainer.run.story().of("checkpoint")] == steps
 
 
 def test_an_epoch_is_evaluated_and_logged(here, capsys):
@@ -185,7 +190,7 @@ def test_accumulation_is_a_larger_batch():
     """1.20, 4.42: four batches of one are one of four."""
     models = [net() for _ in range(2)]
     for model, size, count in ((models[0], 1, 4), (models[1], 4, 1)):
-        Trainer(model, DataLoader(TRAIN, size), run=False, quiet=True, num_epochs=1, lr=1e-2, loss="cross_entropy", accumulate_grad_batches=count).train()
+        Trainer(model, DataLoader(DATA, size), run=False, quiet=True, num_epochs=1, lr=1e-2, loss="cross_entropy", accumulate_grad_batches=count).train()
     for one, other in zip(*(model.parameters() for model in models)): assert torch.allclose(one, other, atol=1e-5)
 
 
@@ -265,13 +270,20 @@ REFUSED = [
     ({"monitor_mode": "max"}, r"keyword  monitor_mode  max needs a monitor; say monitor: val_…"),
     ({"epochs": 0}, r"keyword  training.epochs  expected a duration of more than nothing, found 0"),
     ({"learnin_rate": 1}, r"keyword  learnin_rate  unknown key, did you mean learning_rate\?"),
+    ({"scheduler": "multistep", "milestones": [2, 1]}, r"keyword  milestones  do not rise, found steps 26, 13; each must be later than the one before"),
+    ({"scheduler": "multistep"}, r"milestones  are missing; say when the rate drops: milestones: \[30, 60\] \(epochs\)"),
+    ({"channels_last": True}, r"channels_last  is a layout of pictures, and this model has no two-dimensional convolution"),
+    ({"gradient_checkpointing": True}, r"gradient_checkpointing  found no blocks: no ModuleList, .*; give the model a gradient_checkpointing_enable\(\)"),
+    ({"class_weights": "balance"}, r"keyword  training.class_weights  .*balance.*"),
+    ({"clip_value": 1, "precision": "fp16"}, r"(clip_value|precision)  .*fp16.*"),
+    ({"monitor": "val_quality", "early_stopping": True}, r"metric val_quality  cannot tell whether less or more of it is better; say metric_mode: min or max"),
 ]
 
 
 @pytest.mark.parametrize("words, says", [*REFUSED, pytest.param({"precision": "fp16", "device": "cpu"}, "precision  fp16 needs a CUDA device, found cpu; write bf16 or fp32")], ids=str)
 def test_what_cannot_be_is_said_before_training(here, words, says):
     """In one line, when the trainer is made; no run is begun."""
-    words = {"model": net, "train_loader": DataLoader(TRAIN, 8), "val_loader": DataLoader(VAL, 8), "run": False, "quiet": True, "epochs": 3} | words
+    words = {"model": net, "train_loader": DataLoader(DATA, 8), "val_loader": DataLoader(VAL, 8), "run": False, "quiet": True, "epochs": 3} | words
     words["model"] = words["model"]()
     with pytest.raises(ConfigError, match=f"^(?:{says})$") as told: Trainer(**words)
     assert "\n" not in str(told.value) and not list(here.iterdir())
@@ -281,7 +293,7 @@ def test_a_mistake_in_a_file_says_its_line(here):
     """The same, from a file."""
     for line, says in (("  early_stopping: true", "early_stopping  needs"), ("  min_lr: 1", "min_lr  1 is above lr"), ("  optimizer: adamm", "optimizer  expected one of")):
         (here/"c.yaml").write_text(f"training:\n{line}\n")
-        with pytest.raises(ConfigError, match=rf"c\.yaml:2:\d+  (training\.)?{says}"): Trainer(net(), DataLoader(TRAIN, 8), run=False, config="c.yaml")
+        with pytest.raises(ConfigError, match=rf"c\.yaml:2:\d+  (training\.)?{says}"): Trainer(net(), DataLoader(DATA, 8), run=False, config="c.yaml")
 
 
 @pytest.mark.parametrize("words, says", [({"accumulate": 14}, True), ({"accumulate": 13}, False), ({"accumulate": 14, "limit": 2}, False)], ids=str)

@@ -152,7 +152,7 @@ REFUSED = {
     "twice": ({"freeze": ["0.*", "0.bias"]}, "0.bias finds only what 0.. before it has"),
     "no such group": ({"groups": [{"match": "1.wieght", "lr": 1}]}, "did you mean 1.weight"), "frozen group": ({"groups": [{"match": "0.*", "lr": 1}], "freeze": "0.*"}, "only frozen parameters"),
     "no match": ({"groups": [{"lr": 1}]}, "does not say whom it means"), "empty group": ({"groups": [{"match": "0.*"}]}, "nothing of its own"),
-    "a slip": ({"groups": [{"match": "0.*", "learning_rate": 1}]}, "unknown learning_rate"), "negative": ({"groups": [{"match": "0.*", "lr": -1}]}, "expected at least 0, found -1"),
+    "a slip": ({"groups": [{"match": "0.*", "learn_rat": 1}]}, "unknown learn_rat"), "negative": ({"groups": [{"match": "0.*", "lr": -1}]}, "expected at least 0, found -1"),
     "below the floor": ({"groups": [{"match": "0.*", "lr": 1e-6}], "min_lr": 1e-5, "scheduler": "cosine"}, "lr 1e-06 is below min_lr 1e-05"),
     "not of this optimizer": ({"groups": [{"match": "0.*", "momentum": 0.5}]}, "adamw has no momentum"), "no decay at all": ({"no_decay": True, "optimizer": "rprop"}, "no_decay  rprop has no weight_decay"),
     "an instance": ({"no_decay": True, "optimizer": torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2, weight_decay=0.01, momentum=0.9)}, "no_decay  is for an optimizer by name")}

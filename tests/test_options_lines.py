@@ -1,4 +1,5 @@
 """What a person sees of a training: the bar in a terminal, lines as the guides have them, nothing that floods a file."""
+import io
 import os
 import pty
 import re
@@ -9,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from exact import X, Y, net
-from trainbook.console import Bar, Console, fill
+from exact import DATA, VAL, X, Y, net
+from trainbook import console
+from trainbook.console import Console, fill
 from trainbook.events import Callback
 from trainbook.trainer import Trainer
 
-DATA, VAL = TensorDataset(X, Y), TensorDataset(X[:20], Y[:20])  # 13 steps an epoch
 SCRIPT = """
 import time, torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -210,12 +211,21 @@ def test_accuracy_of_the_training_asks_the_device_for_nothing():
     assert counts == [0, 0]
 
 
-def test_a_bar_that_is_not_drawn_costs_nothing():
-    """Where output is no terminal, a console has no bar to speak of; and where it is, between two drawings nothing is written."""
-    bar = Bar("Epoch 1", 1000)
-    assert not bar._can
-    bar.at(3, "loss 1.0")
-    assert bar._bar is None and not bar._there
-    console = Console(quiet=True)
-    console.start_bar()
-    assert console.bar._from == float("inf")
+class Screen(io.StringIO):
+    def isatty(self): return True
+
+
+def test_a_bar_that_is_not_drawn_costs_nothing(monkeypatch):
+    """Ten seconds of a thousand steps: where output is no terminal nothing is written, nor where it shall be quiet; in a terminal five times a second, after half a one."""
+    now, drawn = [0.0], {}
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+    for name, screen, quiet in (("file", io.StringIO(), False), ("quiet", Screen(), True), ("terminal", Screen(), False)):
+        monkeypatch.setattr(sys, "stdout", screen)
+        told = Console(quiet=quiet)
+        told.start_bar()
+        for step in range(1000):
+            now[0] += 0.01
+            told.bar.at(step, "loss 1.0")
+        drawn[name] = screen.getvalue().count("it/s")
+        assert drawn[name] or not screen.getvalue()
+    assert drawn == {"file": 0, "quiet": 0, "terminal": pytest.approx(47, abs=3)}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from exact import X, Y, blocks, net
-from test_options import DATA, VAL, make
+from exact import DATA, VAL, X, Y, blocks, net
+from test_options import make
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
 
@@ -141,6 +141,30 @@ def test_one_model_in_two_trainers_is_wrapped_once():
     assert all(map(torch.equal, *[model.state_dict().values() for model in models]))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own compiler
+def test_a_second_trainer_takes_back_the_switches_of_the_first():
+    """Each computes as it was told, one after the other; what a person has set stays."""
+    counted = []
+    class Counted(torch.nn.Linear):
+        def forward(self, x): return counted.append(1) or super().forward(x)
+    model = torch.nn.Sequential(*[torch.nn.Sequential(Counted(6, 6), torch.nn.ReLU()) for _ in range(2)], torch.nn.Linear(6, 3))
+    forward = model[1].forward
+    model[1].forward = lambda x: forward(x)
+    for on, times in ((True, 2), (False, 1), (True, 2)):
+        counted.clear()
+        make(model, gradient_checkpointing=on).objective((X[:8], Y[:8]))["loss"].backward()
+        assert len(counted) == 2 * times
+    make(model)
+    assert "forward" not in vars(model[0]) and vars(model[1])["forward"].__name__ == "<lambda>"
+    make(model, compile=True)
+    assert model._compiled_call_impl is not None
+    make(model)
+    assert model._compiled_call_impl is None
+    model._compiled_call_impl = own = lambda x: model._call_impl(x)
+    make(model)
+    assert model._compiled_call_impl is own
+
+
 def test_norms_that_do_not_count_are_left_alone():
     def model():
         torch.manual_seed(1)
@@ -175,6 +199,25 @@ def test_class_weights_are_those_of_today(tmp_path):
         trainer.train()
         assert (trainer.loss.weight is None) == (second is None) and "loss" not in trainer.state_dict()
         for one, other in zip(trainer.model.parameters(), by_hand([1.0, 2.0, 3.0], second).parameters()): assert torch.equal(one, other)
+
+
+def test_class_weights_follow_the_data():
+    """Another loader between two trainings has other classes; what was said as numbers stays."""
+    rare = DataLoader(TensorDataset(X, torch.where(torch.arange(100) < 90, 0, 1 + torch.arange(100) % 2)), 10)
+    for loss in ("cross_entropy", None):
+        trainer, wanted = make(class_weights="balanced", loss=loss), make(class_weights="balanced")
+        if loss is None: trainer.train()
+        before = trainer.loss.weight
+        trainer.train_loader = rare
+        wanted = Trainer(net(), rare, run=False, loss="cross_entropy", class_weights="balanced")
+        assert torch.equal(trainer.loss.weight, wanted.loss.weight) and not torch.equal(before, wanted.loss.weight)
+    trainer = make(class_weights="balanced", loss=None)
+    trainer.train_loader = rare
+    trainer.train()
+    assert torch.equal(trainer.loss.weight, wanted.loss.weight)
+    trainer = make(class_weights=[1, 2, 3])
+    trainer.train_loader = rare
+    assert trainer.loss.weight.tolist() == [1, 2, 3]
 
 
 def test_a_loss_of_ones_own_is_part_of_the_state(tmp_path):
@@ -246,7 +289,7 @@ def test_groups_made_by_hand_keep_their_own():
 
 
 @pytest.mark.parametrize("words, way, kept", [({"optimizer": "sgd", "momentum": 0}, "SGD, fused", ""), ({"optimizer": "sgd", "momentum": 0.9}, "SGD, fused", "optimizer 652 B, "), ({}, "AdamW, fused", "optimizer 1.3 KB, "),
-                                              ({"optimizer": "rmsprop", "momentum": 0}, "RMSprop, one by one", "optimizer 652 B, "), ({"ema": 0.9}, "AdamW, fused", "optimizer 1.3 KB, average 652 B, ")], ids=str)
+                                              ({"optimizer": "rmsprop", "momentum": 0}, "RMSprop, foreach", "optimizer 652 B, "), ({"ema": 0.9}, "AdamW, fused", "optimizer 1.3 KB, average 652 B, ")], ids=str)
 def test_the_summary_follows_the_optimizer(words, way, kept):
     text = make(**words).summary()
     assert f"\noptimizer: {way}\n" in text and f"weights 652 B, gradients 652 B, {kept}in all" in text

@@ -1,23 +1,18 @@
 """Schedules where something changes: a rate that is not theirs to change, another kind after a resume, a part of a longer plan, a picture on the way."""
+import re
+
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
-from exact import X, Y, net
+from exact import DATA, VAL, Rates, net
 from trainbook.events import Callback
 from trainbook.load import load_checkpoint
-from trainbook.schedule import Torched
+from trainbook.schedule import Torched, followed
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
 
-DATA, VAL = TensorDataset(X, Y), TensorDataset(X[:20], Y[:20])  # 13 steps an epoch
 S = torch.optim.lr_scheduler
-
-
-class Rates(Callback):
-    "The rate that each step was made with, by its number."
-    def __init__(self, trainer=None): self.seen = {}
-    def step_end(self, trainer): self.seen[trainer.step] = trainer.numbers._waiting._there[-1][0].lr
 
 
 class At(Callback):
@@ -147,7 +142,7 @@ def test_a_part_of_a_longer_plan(plan, call):
     assert trainer.step == (13 if call == 1 else 20)
     trainer.train()
     make(5, callbacks=[whole], **PLANS[plan]).train()
-    assert parts.seen == pytest.approx(whole.seen) and len(parts.seen) == 65 and trainer.ends == (() if plan.startswith(("milestones", "step", "held")) else trainer.ends)
+    assert parts.seen == pytest.approx(whole.seen) and len(parts.seen) == 65 and trainer.ends == ((13 if call == 1 else 20,) if "rise" in plan else ())
 
 
 @pytest.mark.parametrize("plan", ["milestones", "held, but not ended", "a long rise, held"])
@@ -204,3 +199,89 @@ def test_a_group_below_the_floor_is_told(change, capsys):
 def test_the_kind_lies_beside_the_state(tmp_path):
     with_kind("step", folder=tmp_path).train()
     assert load_checkpoint(tmp_path/"r", quiet=True).state["trainer"]["followed"] == "StepLR per epoch"
+
+
+# --- a step schedule where epochs differ ------------------------------------------------------------------------------------------------
+
+def with_phases(epochs, seen, **words) -> Trainer:
+    "Two epochs of 2 updates, then of 10."
+    words = {"scheduler": "step", "gamma": 0.5, "lr": 1.0, "optimizer": "sgd", "loss": "cross_entropy", "run": False, "quiet": True} | words
+    return Trainer(net(), DataLoader(DATA, 10), curriculum={0: range(20), 2: "all"}, epochs=epochs, callbacks=[seen], **words)
+
+
+def rates_by_epoch(seen: Rates, *lengths) -> list[list[float]]:
+    "The rates of each epoch, those that differ."
+    values = iter(seen.seen.values())
+    return [[*dict.fromkeys(next(values) for _ in range(length))] for length in lengths]
+
+
+@pytest.mark.parametrize("words, expected", [
+    ({"step_size": 1}, [[1], [0.5], [0.25], [0.125]]), ({"step_size": 9}, [[1], [1], [1], [1]]), ({"step_size": 4}, [[1], [1], [1], [1]]), ({"step_size": 3}, [[1], [1], [1], [0.5]]),
+    ({"step_size": "2 steps"}, [[1], [0.5], [0.5**n for n in range(2, 7)], [0.5**n for n in range(7, 12)]]), ({"step_size": 1, "warmup": 2}, [[0.25, 0.5], [0.75, 1], [1], [0.5]])], ids=str)
+def test_a_step_schedule_with_a_curriculum(words, expected):
+    """Epochs are those of the curriculum; a size beyond the end drops never; it is still called step."""
+    trainer = with_phases(4, seen := Rates(), **words)
+    trainer.train()
+    assert rates_by_epoch(seen, 2, 2, 10, 10) == expected and repr(trainer.schedule).startswith("Schedule(kind='step'") and followed(trainer.schedule) == "step"
+
+
+@pytest.mark.parametrize("after_end, expected", [(None, [0.125, 0.0625]), ("hold", [0.25, 0.25]), ("restart", [1, 0.5])])
+def test_a_step_schedule_with_a_curriculum_after_its_end(after_end, expected):
+    """It is held, drawn on, or begins anew, counted in the epochs that run by then."""
+    trainer = with_phases(3, seen := Rates(), step_size=1, after_end=after_end)
+    trainer.train()
+    trainer.train(num_epochs=5)
+    assert rates_by_epoch(seen, 2, 2, 10, 10, 10) == [[1], [0.5], [0.25], *([one] for one in expected)]
+
+
+def test_many_small_drops_are_all_there():
+    """Of a factor near one the last drops count as much as the first."""
+    trainer = with_phases(150, Rates(), step_size=0.1, gamma=0.9999)
+    assert trainer.schedule.milestones == tuple(range(1, 4 + 148 * 10))
+
+
+# --- which way is better ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode, words, says", [
+    ("min", {"monitor": "val_acc"}, r"^scheduler  ReduceLROnPlateau waits for less \(mode min\), and val_acc is better when it is more; make it with mode=\"max\"$"),
+    ("max", {}, r"^scheduler  ReduceLROnPlateau waits for more \(mode max\), and val_loss is better when it is less; make it with mode=\"min\"$"),
+    ("min", {"monitor": "val_quality", "monitor_mode": "max"}, "val_quality is better when it is more"), ("max", {"monitor": "val_acc"}, None), ("min", {}, None)], ids=str)
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_plateau_of_torchs_waits_for_what_is_better(mode, words, says, pair):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    one = S.ReduceLROnPlateau(optimizer, mode)
+    make = lambda: Trainer(model, DataLoader(DATA, 8), DataLoader(VAL, 20), run=False, quiet=True, loss="cross_entropy", optimizer=optimizer, scheduler=(one, "evaluation") if pair else one, **words)
+    if not says: assert make().schedule.hears
+    else:
+        with pytest.raises(ConfigError, match=says): make()
+
+
+# --- what is told of the rate is what happens -------------------------------------------------------------------------------------------
+
+def rate(text: str) -> float: return pytest.approx(float(text), rel=1e-2)
+
+
+@pytest.mark.parametrize("change", [{}, {"lr": 5e-3}, {"lr": 5e-3, "epochs": 3}], ids=str)
+def test_the_rate_that_is_told_is_the_next_one(change, tmp_path, capsys):
+    """Also where a change waits in the inbox: in the middle, before the end that was meant; and after it, from the rate that was used."""
+    rates = Rates()
+    trainer = make(6, tmp_path, callbacks=[rates, At(20, lambda trainer: trainer.stop())])
+    trainer.train()
+    trainer.console.quiet = False
+    if change: trainer.set(**change)
+    trainer.train(num_epochs=3)
+    said = re.findall(r"the learning rate goes on at (\S+)", capsys.readouterr().out)
+    assert len(said) == 1 and rates.seen[21] == rate(said[0])
+    if change: trainer.set(lr=2e-3)
+    trainer.train(num_epochs=5)
+    was, now = re.search(r"training goes on after its end at step 39, to step 65: stretch, .* the learning rate goes from (\S+) to (\S+);", capsys.readouterr().out).groups()
+    assert (rates.seen[39], rates.seen[40]) == (rate(was), rate(now))
+
+
+def test_an_end_that_is_moved_while_it_trains_is_told_at_once(capsys):
+    trainer = make(4, callbacks=[rates := Rates(), At(5, lambda trainer: trainer.set(epochs=2, lr=5e-3))])
+    trainer.console.quiet = False
+    trainer.train()
+    said = re.findall(r"the cosine schedule ends at step 26 instead of 52: the learning rate goes on at (\S+)", capsys.readouterr().out)
+    assert len(said) == 1 and rates.seen[6] == rate(said[0]) and trainer.step == 26

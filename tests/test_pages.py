@@ -1,5 +1,6 @@
 """Pages run, show what they kept, are clean, and are in step with the package."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,34 @@ def test_nbdev_test_passes():
     """People run it, so it passes too: another executor, all pages in its own workers."""
     done = subprocess.run([BIN/"nbdev_test", "--n_workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
     assert done.returncode == 0 and "Success" in done.stdout + done.stderr, (done.stdout + done.stderr)[-3000:]
+
+
+def prose(page: Path) -> str:
+    "What a page says, without its code."
+    import nbformat
+    return "\n".join(cell.source for cell in nbformat.read(page, 4).cells if cell.cell_type == "markdown")
+
+
+def rows_of_options() -> list[tuple[str, list[str]]]:
+    "(key, the pages where it shall be shown) for each key of the trainer's table; here is the trainer's own page."
+    rows = [row.strip("|").split("|") for row in prose(NBS/"33_trainer.ipynb").splitlines() if row.startswith("|") and "|---" not in row]
+    rows = [row for row in rows if len(row) == 3 and ("`" in row[2] or "here" in row[2]) and "`" in row[1]]
+    return [(key, re.findall(r"`(\w+)`", places) + ["33_trainer"] * ("here" in places)) for _, keys, places in rows for key in re.findall(r"`([\w.]+)`", keys)]
+
+
+@pytest.mark.parametrize("key, places", rows_of_options(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_key_is_explained_where_the_table_says(key, places):
+    """It is named in the prose of one of these pages, outside of any table."""
+    for place in places:
+        text = "\n".join(line for line in prose(NBS/f"{place}.ipynb").splitlines() if not line.startswith("|"))
+        if re.search(rf"`[^`\n]*\b{re.escape(key)}\b[^`\n]*`", text): return
+    pytest.fail(f"{key} is not explained in {', '.join(places)}")
+
+
+def test_the_table_of_the_options_has_them_all():
+    """But for those that are no option of the loop."""
+    from trainbook.schema import Training
+    assert set(Training.model_fields) - {key for key, _ in rows_of_options()} <= {"distributed"}
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,14 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
            "branch": "onward"}
 __all__ = list(_PUBLIC)
+# what other programs have as classes; an ImportError, as `from trainbook import …` swallows the words of an AttributeError
+_ELSEWHERE = {"EarlyStopping": "early stopping is a keyword: "
+                               "Trainer(early_stopping=True, patience=10, min_delta=0.001, monitor=\"val_loss\")",
+              "ModelCheckpoint": "checkpoints are keywords: Trainer(save_interval=1, keep_last_n=3, monitor=\"val_loss\")"}
 
 
 def __getattr__(name: str):
+    if name in _ELSEWHERE: raise ImportError(f"trainbook has no {name}; {_ELSEWHERE[name]}")
     if name not in _PUBLIC: raise AttributeError(f"module 'trainbook' has no attribute {name!r}")
     from importlib import import_module
     return globals().setdefault(name, getattr(import_module(f"trainbook.{_PUBLIC[name]}"), name))

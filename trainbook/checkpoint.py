@@ -106,8 +106,7 @@ class CheckpointManager:
                      "config": config.to_dict() if isinstance(config, Config) else config, "model_config": model_config,
                      "position": self._ledger.position if self._ledger else None}
             text, self._saved = manifest_text(step, facts, tree), None
-            copied = self._copies.take(files)
-            self._tree, now = tree, (step, epoch, time.monotonic())
+            copied, self._tree, now = self._copies.take(files), tree, (step, epoch, time.monotonic())
             self._tried = self._tried | dict.fromkeys(kept, now)
             self._start(self._write, step, text, copied, final, now)
         if wait: self.wait()
@@ -281,8 +280,9 @@ class CheckpointManager:
             self._best = (name, value, step)
 
     def _mention_missing(self, metrics: Mapping) -> None:
-        "Once: the metric that decides is not among those told."
+        "Once: the metric that decides is not among those told. One of a validation may be to come where only training was."
         if not metrics or not self.metric or self._told_missing or self.metric in metrics: return
+        if of_validation(self.metric) and all(name.startswith("train_") for name in metrics): return
         self._told_missing = True
         self._warn(f"metric {self.metric}  is not among those told ({', '.join(metrics)})"
                    f"{near(self.metric, metrics, '')}; there is no best until it comes")

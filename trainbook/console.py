@@ -10,13 +10,15 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from .source import near
+from .schedule import Schedule, curve
+from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History']
+__all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History', 'plot']
 
 # %% ../nbs/18_console.ipynb #b806aa5b
 # Map of this module, top to bottom:
@@ -25,6 +27,7 @@ __all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'sp
 #   fill, names_in  a line that a person has written, with numbers; the names that such lines want
 #   spell_row       a row of numbers as a line
 #   History         what was measured, as a table and as a picture
+#   plot            a schedule as a picture
 
 # %% ../nbs/18_console.ipynb #aa0ceb04
 def in_notebook() -> bool:
@@ -42,10 +45,10 @@ class Bar:
         self._from = time.perf_counter() + patience
         self.counting: tuple = (label, total, first, time.perf_counter())
 
-    def at(self, done: int, note: str = "") -> None:
-        "So much is done. Draws at most five times a second."
+    def at(self, done: int, note: str = "", last: bool = False) -> None:
+        "So much is done. Draws at most five times a second, and the last time in any case."
         now = time.perf_counter()
-        if not self._can or now < self._from or now - self._drawn < 0.2: return
+        if not self._can or now < self._from or now - self._drawn < 0.2 and not last: return
         self._drawn = now
         if in_notebook(): self._in_notebook(done, note, now)
         else: self._write(f"\r\x1b[2K{self._line(done, note, now)}", True)
@@ -143,7 +146,9 @@ class Console:
     def start_bar(self) -> None:
         "A bar that lines make room for; `count` says of what."
         self.end_bar()
-        self.bar = Bar(patience=0.5 if not self.quiet else float("inf"))
+        self.bar = self._new_bar()
+
+    def _new_bar(self) -> Bar: return Bar(patience=float("inf") if self.quiet else 0.5)
 
     def count(self, plan: Any, step: int, epoch: int, batch: int, accumulate: int = 1) -> None:
         "The bar counts the batches of this epoch from now on, those that a training makes that ends before it does."
@@ -154,7 +159,7 @@ class Console:
 
     def over(self, pairs: Iterable, what: str, total: int | None) -> Iterator:
         "The same items, counted on the bar that is there, or on one of their own."
-        bar = self.bar or Bar(patience=0.5 if not self.quiet else float("inf"))
+        bar = self.bar or self._new_bar()
         yield from bar.over(pairs, what, total)
         if bar is not self.bar: bar.close()
 
@@ -276,10 +281,9 @@ class History:
 
     def figure(self) -> Any:
         "A matplotlib figure: losses on the left, what else was measured in validation on the right."
-        from matplotlib.figure import Figure
         losses = [name for name in self.curve if name.endswith("loss")]
         others = [name for name in self.curve if name.startswith("val_") and name not in losses]
-        figure = Figure(figsize=(4.2 * (1 + bool(others)), 2.8), layout="constrained")
+        figure = _figure(4.2 * (1 + bool(others)), 2.8)
         for axes, names in zip(figure.subplots(1, 1 + bool(others), sharex=True, squeeze=False)[0], (losses, others)):
             for name in names:
                 measured = name.startswith("val_")
@@ -290,12 +294,17 @@ class History:
             axes.legend(frameon=False)
         return figure
 
-    def _repr_png_(self) -> bytes | None:
-        if not self.curve: return None
-        from io import BytesIO
-        picture = BytesIO()
-        self.figure().savefig(picture, format="png", dpi=110)
-        return picture.getvalue()
+    def _repr_png_(self) -> bytes | None: return self.figure()._repr_png_() if self.curve else None
+
+
+def _figure(wide: float, high: float) -> Any:
+    "A figure of matplotlib's that a notebook shows, whether or not pyplot was imported."
+    from matplotlib.figure import Figure
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            self.savefig(picture := BytesIO(), format="png", dpi=110)
+            return picture.getvalue()
+    return Picture(figsize=(wide, high), layout="constrained")
 
 
 def _numbers(row: dict, also: tuple[str, ...] = ()) -> dict[str, float]:
@@ -303,3 +312,28 @@ def _numbers(row: dict, also: tuple[str, ...] = ()) -> dict[str, float]:
     own = ("time", "step", "epoch", "samples")
     return {name: row[name] for name in also if name in row} | {
         name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in own}
+
+# %% ../nbs/18_console.ipynb #02bb1c1c
+def plot(schedule: Any, lr: float, total: int | None = None, at: int | None = None) -> Any:
+    """A matplotlib figure of the rate up to `total`: the warm-up, ends after which it went on, and where it is now (`at`).
+    Only a function of the step knows what was; of the others one sees what comes."""
+    total = total or schedule.total
+    if not total: raise ConfigError(f"plot  {schedule.kind} knows no end; say for how many steps: total=1000")
+    begin = 0 if isinstance(schedule, Schedule) else min(at or 0, total - 1)
+    ends = [end for end in getattr(schedule, "ends", ()) if end < total]
+    near = {step for mark in (schedule.warmup, *getattr(schedule, "milestones", ()), *ends) for step in (mark - 1, mark)}
+    steps = {step for step in near if begin <= step < total}
+    steps = sorted(steps | set(range(begin, total, max(1, total // 1000))) | {total - 1})
+    figure = _figure(4.8, 2.4)
+    axes = figure.subplots()
+    axes.plot(steps, curve(schedule, lr, steps, begin), linewidth=1.4)
+    if schedule.warmup: axes.axvspan(0, schedule.warmup, alpha=0.12, linewidth=0, label="warm-up")
+    for end in ends: axes.axvline(end, color="0.5", linestyle=":", linewidth=1, label="went on" if end == ends[0] else None)
+    axes.axvline(total, color="0.5", linestyle="--", linewidth=1, label="end")
+    if at is not None: axes.axvline(at, color="C1", linewidth=1, label="now")
+    axes.set(xlabel="step", ylabel="learning rate", title=schedule.kind + ", from now on" * bool(begin),
+             xlim=(0, total * 1.02), ylim=(0, None))
+    axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure

@@ -19,7 +19,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from .config import Config
 from .device import mix, reseed, reseed_python_numpy, samples_in
-from .order import Cut, batches_in, keyed_like, length_of, order_of
+from .order import Cut, batches_in, generators_of, keyed_like, length_of, order_of
 from .source import ConfigError
 from .workers import Workers, can_pin, check_sendable, rebuilt
 
@@ -63,7 +63,7 @@ class _Batches(Dataset):
 
     def _fetch(self, key: int, salt: int, indices: Any) -> Any:
         dataset = self.dataset
-        if self.owned is None: self.owned = _generators_of(dataset, self.collate)
+        if self.owned is None: self.owned = generators_of(dataset, self.collate)
         if self.per == "sample":
             samples = [self._sample(salt, index) for index in (indices if self.batched else [indices])]
             reseed(key)
@@ -85,20 +85,6 @@ class _Batches(Dataset):
     def _reseed_owned(self, key: int) -> None:
         for number, (holder, name) in enumerate(self.owned):
             setattr(holder, name, keyed_like(getattr(holder, name), mix(key, number)))
-
-
-def _generators_of(*things: Any) -> list[tuple[Any, str]]:
-    "(holder, name) of each generator among the attributes of a dataset, of what it wraps, and of its transforms."
-    found, seen, left = [], [], list(things)
-    while left:
-        one = left.pop(0)
-        if any(one is other for other in seen): continue
-        seen.append(one)
-        for name, value in list(getattr(one, "__dict__", {}).items()):
-            if keyed_like(value, 0) is not None: found.append((one, name))
-            elif name in ("dataset", "datasets") or "transform" in name:
-                left += value if isinstance(value, (list, tuple)) else [value]
-    return found
 
 
 class _Items:
@@ -198,8 +184,9 @@ class _Indexed:
     def about(self) -> dict[str, Any]:
         inner = getattr(self.sampler, "sampler", self.sampler)
         order = {RandomSampler: "shuffled", SequentialSampler: "in sequence"}.get(type(inner), type(inner).__name__)
+        chosen = getattr(self.loader.dataset, "chosen", None)  # by a curriculum
         return {"samples": length_of(self.loader.dataset), "batch_size": getattr(self.sampler, "batch_size", None),
-                "batches": len(self), "order": order, "per": self.per}
+                "batches": len(self), "order": order, "per": self.per, **({"chosen": chosen} if chosen else {})}
 
     def none(self) -> str:
         n, size = length_of(self.loader.dataset), getattr(self.sampler, "batch_size", None)
@@ -389,9 +376,9 @@ def _kind_of(source: Any, seed: int, per: str) -> _Indexed | _Ready | _Flow:
     raise ConfigError(f"loader  found {name}; accepted are a DataLoader, a list of batches, or an iterable of batches")
 
 # %% ../nbs/20_data.ipynb #399caae9
-def keyed(source: Any, config: Config, use: str = "train", per: str = "batch") -> KeyedLoader | None:
+def keyed(source: Any, config: Config, use: str = "train", per: str = "batch", seed: int | None = None) -> KeyedLoader | None:
     """A loader whose batches are functions of seed and position, of a DataLoader, a dataset, or a list of batches; to train,
-    for "val", or for "test": then in the order of the dataset."""
+    for "val", or for "test": then in the order of the dataset. The seed is the config's, if none is given."""
     if isinstance(source, KeyedLoader) and use == "test": source = source.source  # that one may be in use
     if isinstance(source, KeyedLoader) or source is None and use == "val": return source
     t, d, training = config.training, config.data, use == "train"
@@ -405,12 +392,15 @@ def keyed(source: Any, config: Config, use: str = "train", per: str = "batch") -
         if source.sampler.num_samples == len(source.dataset):
             kept = ("dataset", "batch_size", "drop_last", "collate_fn")
             source = rebuilt(source, **{name: getattr(source, name) for name in kept})
-    return KeyedLoader(source, t.seed if training else mix(t.seed, 1 + (use == "test")), per)
+    if seed is None: seed = t.seed if training else mix(t.seed, 1 + (use == "test"))
+    return KeyedLoader(source, seed, per)
 
 
 def keyed_by_name(source: Any, config: Config, use: str) -> dict[str, KeyedLoader]:
     "Several loaders by name; one alone has the name \"\"."
+    if isinstance(source, (list, tuple)) and any(isinstance(one, (DataLoader, Dataset)) for one in source):
+        raise ConfigError(f"{use}_loader  several loaders go by name, found a list; give {{\"near\": loader, \"far\": loader}}")
     many = source if isinstance(source, Mapping) else {} if source is None else {"": source}
-    if odd := [name for name in many if not re.fullmatch(r"\w*", str(name))]:
+    if odd := [name for name in many if many is source and not re.fullmatch(r"\w+", str(name))]:
         raise ConfigError(f"{use}_loader  {odd[0]!r} is no name: letters, digits and _, as its metrics are {use}_NAME_loss")
     return {str(name): keyed(one, config, use) for name, one in many.items()}

@@ -14,8 +14,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .model import spell_count
 from .schema import Training, duration, mistakes, spell_short
 from .source import ConfigError, near
+from .spelling import find_key
 
 # %% auto #0
 __all__ = ['own_numbers', 'parameter_groups', 'number_of_rest', 'table_of_groups', 'Freezing']
@@ -73,9 +75,10 @@ _REST, _SPARED = "the rest", ", no decay"
 
 def _checked(rule: Mapping) -> dict[str, Any]:
     "The numbers of a rule of `groups`, as the config's own are checked."
-    match, given = rule.get("match"), {key: value for key, value in rule.items() if key != "match"}
+    match, given = rule.get("match"), {_canonical(key): value for key, value in rule.items() if key != "match"}
     if not isinstance(match, str):
         raise ConfigError(f"groups  {spell_short(dict(rule))} does not say whom it means; write match: a pattern such as llm.*")
+    if len(given) < len(rule) - 1: raise ConfigError(f"groups  {match}: {', '.join(rule)} say one thing twice; leave one")
     for key in given:
         if key in _OWN: continue
         raise ConfigError(f"groups  {match}: unknown {key}{near(key, _OWN, '; there are ' + ', '.join(_OWN))}")
@@ -85,6 +88,12 @@ def _checked(rule: Mapping) -> dict[str, Any]:
     numbers = {key: checked[key] for key in given if checked[key] is not None}
     if not numbers: raise ConfigError(f"groups  {match} has nothing of its own; say one of {', '.join(_OWN)}")
     return numbers
+
+
+def _canonical(key: Any) -> Any:
+    "As the config's own key is called, in whatever spelling it is said."
+    known = find_key(("training", key))
+    return known.path[1] if known and known.path[0] == "training" else key
 
 
 def own_numbers(training: Mapping, name: str | None) -> dict[str, Any]:
@@ -166,19 +175,10 @@ def table_of_groups(groups: Iterable[Mapping], training: Mapping) -> str:
     rows = [("group", "parameters", "lr", "weight decay")]
     for group in groups:
         rate, decay = group.get("lr", training["lr"]), group.get("weight_decay", training["weight_decay"])
-        rows.append((group.get("name", ""), _many(group["params"]), f"{group.get('initial_lr', rate):g}", f"{decay:g}"))
+        rows.append((group.get("name", ""), spell_count(group["params"]), f"{group.get('initial_lr', rate):g}", f"{decay:g}"))
     wide = [max(map(len, column)) for column in zip(*rows)]
     line = lambda name, *cells: "  ".join([name.ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(cells, wide[1:]))])
     return "\n".join(line(*row) for row in rows)
-
-
-def _many(parameters: Iterable[nn.Parameter]) -> str:
-    "How many numbers these are, in short: 950, 12.3 K, 1.2 M."
-    if any(map(is_lazy, parameters)): return "?"  # before the first batch
-    count = sum(one.numel() for one in parameters)
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if count >= size: return f"{count / size:.1f} {letter}"
-    return str(count)
 
 # %% ../nbs/15_groups.ipynb #7abd36af
 class Freezing:
@@ -214,7 +214,7 @@ class Freezing:
         frozen = [one for one in self._named if self.is_frozen(one, epoch)]
         until = [f", {pattern} " + ("for ever" if end == math.inf else f"until epoch {end:g}")
                  for pattern, end in self.ends.items() if epoch < end]
-        sizes = f"({_many(frozen)} of {_many(self._named)})"
+        sizes = f"({spell_count(frozen)} of {spell_count(self._named)})"
         return f"frozen: {len(frozen)} of {len(self._named)} parameters {sizes}" + "".join(until)
 
     def _check(self, places: Mapping[nn.Parameter, int], extra: Iterable[nn.Parameter]) -> None:

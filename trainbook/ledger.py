@@ -163,7 +163,7 @@ def tell(folder: str | Path, command: str, values: dict | None = None) -> str:
 
 
 CHANGEABLE = ("lr", "weight_decay", "momentum", "min_lr", "gamma", "clip", "clip_value", "epochs", "patience",
-              "min_delta", "save_interval", "keep_last_n", "eval_every", "ema", "label_smoothing")
+              "min_delta", "save_interval", "keep_last_n", "eval_every", "ema")
 
 
 def check_changes(values: dict) -> dict:

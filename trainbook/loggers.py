@@ -21,7 +21,7 @@ from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint, take_over
 from .lock import LostOwnership, write_whole
-from .metrics import NonFinite, Numbers, best_of, deciding_metric, direction
+from .metrics import NonFinite, Numbers, best_of, decides, direction
 from .run import Run, check_name
 from .schedule import Plateau
 from .source import ConfigError
@@ -70,6 +70,9 @@ class Recorded(Session):
         asked = {*names_in(config.logging.epoch_line), t.monitor or ""}
         self.of_training = {name.removeprefix("train_") for name in asked if name.startswith("train_")} - {"loss"}
         self.patience = Plateau(max(t.patience, 1) - 1, mode=mode, min_delta=t.min_delta)  # of early stopping
+        self.ended_at = -1                 # the step at which the data of an epoch ended
+        self.stops: list = []              # the num_epochs of calls of train() that early stopping ended
+        self._call, self._behind, self._past = None, [], False  # of this call; of those that lie behind; is this one of them?
         self._meant: tuple | None = None   # the end that the config says, while a call of train() has another
         self.shaken = ""                   # why what is in memory is right, but not bit for bit what it would have been
         self.changed: dict[str, list] = {}  # what was changed while it ran: [before, now]
@@ -83,6 +86,7 @@ class Recorded(Session):
     def _batches(self, loader: KeyedLoader, **how: Any) -> Iterator[tuple[int, Any]]: return loader.batches(0)
     def planned(self, config: Config) -> Any: "The plan of a config; ConfigError if training cannot go on with it."
     def follow(self, before: Mapping[str, Any]) -> None: "The config is another now; `before` are the numbers so far."
+    AT_BEST = "has ended with its best weights"  # and nothing trains on from them
     done = False  # has it reached its end, or was it asked to halt?
 
     def open_run(self) -> None:
@@ -159,7 +163,7 @@ class Recorded(Session):
         self.metrics = {key: value for key, value in self.metrics.items() if not key.startswith("val_")} | measured
         self.row("eval", epoch=self.epoch_now, **measured)
         self.judge("val_", self.metrics)
-        if self.batch != self.plan.batches:  # else the line of the epoch says it
+        if not self._ends_epoch:  # else the line of the epoch says it
             self.console.line(f"{self.where}  {spell_row(measured)}{'  best' * (self.best.get('step') == self.step)}")
         self.tell("eval_end")
 
@@ -205,16 +209,17 @@ class Recorded(Session):
     def land(self, wait: bool = True) -> None:
         "The numbers that have arrived from the device become rows; also tells of a gradient that was not finite."
         for event, step, values in self.numbers.land(self.plan.writes_row, self.skips, wait):
+            if event == "warning" and not self.numbers.skipped and self.config.training.nonfinite != "stop":
+                self.console.line(f"{values['text']}; it is left out, and so are others like it")
             self.row(event, step.number, epoch=self.plan.epoch_at(step.epoch, step.batch), lr=step.lr, **values)
 
     def judge(self, measured: str, metrics: Mapping[str, float]) -> None:
         "After what begins with `measured` was measured: is it the best, does the rate fall, is it the end?"
         t = self.config.training
-        self.best = best_of(self.best, metrics, measured, self.step, t.monitor, t.monitor_mode)
-        name = t.monitor or deciding_metric(metrics)
-        if name not in metrics or not name.startswith(measured): return
-        validated = any(one.startswith("val_") for one in metrics)
-        if measured == "train_" and not t.monitor and self.validates and not validated: return  # the first one is to come
+        if (name := decides(metrics, measured, t.monitor)) is None: return
+        to_come = self.validates and t.eval_every is not None and not any(one.startswith("val_") for one in metrics)
+        if measured == "train_" and not t.monitor and to_come: return  # the first validation decides
+        self.best = best_of(self.best, name, metrics[name], self.step, t.monitor_mode)
         if self.judged not in ("", judged := f"{name} {direction(name, t.monitor_mode)}"):  # another than before, since a resume
             for one in (self.patience, self.schedule): one.forget()
         if not self.judged and not t.monitor and len(self._val_loaders) > 1:
@@ -224,7 +229,7 @@ class Recorded(Session):
             self.console.line(f"{self.where}  {name} no longer improves; the learning rate is lowered")
         if t.early_stopping and self.patience.heard(metrics[name]):
             self.console.line(f"{self.where}  {name} has not improved for {t.patience} evaluations; this is the end")
-            self.stopped_early = True
+            self.stopped_early, self.stops = True, [*self.stops, self._call]
 
     def settle_loss(self, wanted: Any) -> None:
         "The loss from now on; one that was told from the first batch is said, and becomes part of the config."
@@ -276,17 +281,33 @@ class Recorded(Session):
             self.changed[key] = [self.changed.get(key, [self.config[key]])[0], value]
         before, self.config = made_with or self.config.training, self._with(values)
         self.follow(before)
+        t = self.config.training
+        self.patience.patience, self.patience.min_delta = max(t.patience, 1) - 1, t.min_delta
         if self.record: self.record.follow(self.config.training)
 
     def end_at(self, num_epochs: float | str | None) -> None:
         "Where this call of train() ends; without a word, where the config says, or an interrupted call meant to end."
         wanted = num_epochs
+        if num_epochs is not None or not (self.halt or self.error): self._call = num_epochs
         if num_epochs is None:
             if self._meant is None or self.halt or self.error: return
             (wanted, given), self._meant = self._meant, None
             if given != self.config.training.epochs: return
-        else: self._meant, self.stopped_early = ((self._meant or (self.config.training.epochs,))[0], num_epochs), False
+        else: self._meant = (self._meant or (self.config.training.epochs,))[0], num_epochs
         self.change(check_changes({"epochs": wanted}), remember=False)
+
+    def begin_call(self, num_epochs: float | str | None) -> None:
+        "A script that is run again makes its calls again: one that early stopping ended is over, one with num_epochs goes on."
+        self._past = self._call in self._behind
+        if self._past: self._behind.remove(self._call)
+        if self._past or num_epochs is not None: self.stopped_early = self._past
+
+    def rests(self, more: bool = False) -> bool:
+        "Are these the best weights, put back at the end? The optimizer is that of the end."
+        if self.torn != self.AT_BEST: return False
+        if more: raise CheckpointError(f"training {self.torn}; resume_from_checkpoint(), then train(num_epochs=…)")
+        self.console.line(f"{self.where} is the end, and the weights are the best ones; to go on, resume_from_checkpoint()")
+        return True
 
     def _with(self, values: Mapping[str, Any]) -> Config:
         return self.config.merge(Config.from_dict(nested({tuple(key.split(".")): value for key, value in values.items()}), "set"))
@@ -299,6 +320,8 @@ class Recorded(Session):
             if self.schedule.per and lr != now.lr:
                 raise ConfigError(f"lr  {lr:g} would change nothing, for the {kind} that was given sets the rate; "
                                   "make a Trainer with another one")
+            if bool(config.training.ema) != bool(now.ema):
+                raise ConfigError(f"ema  {config.training.ema} cannot be turned on or off while training; make a new Trainer")
             self.planned(config)
             if "training.lr" in values or "training.min_lr" in values:
                 for update in self.updates.values(): update.check(config.training, made_with or now)
@@ -336,8 +359,10 @@ class Recorded(Session):
         return ", ".join(files) or str(step_path(folder, self.step))
 
     def save_checkpoint(self, path: str | Path | None = None) -> None:
-        "A checkpoint of now in the run; or all of it in one plain file, .pth, or the weights alone, .safetensors."
+        """A checkpoint of now in the run; or all of it in one plain file, .pth, or the weights alone, .safetensors.
+        Where the best weights were put back at the end, the file has all of the best checkpoint."""
         if path is None:
+            if self.rests(): return  # all of it is saved
             if not self.step or not self.writes:
                 why = "nothing is trained yet" if self.writes else "run=False keeps no run"
                 raise CheckpointError(f"save_checkpoint  {why}; give it a file: save_checkpoint(\"model.pth\")")
@@ -346,7 +371,9 @@ class Recorded(Session):
         facts = {"version": 1, "metadata": {}, "step": self.step, "epoch": self.epoch_now, "metrics": dict(self.metrics),
                  "config": self.config.to_dict()}
         self.console.line(f"Saving checkpoint to: {path}")
-        export_checkpoint(Checkpoint(self.state_dict(), facts, path), path, replace=True)
+        if self.torn == self.AT_BEST: now = load_checkpoint("best", within=self.run.folder/self.stage, quiet=True)
+        else: now = Checkpoint(self.state_dict(), facts, path)
+        export_checkpoint(now, path, replace=True)
 
     def resume_from_checkpoint(self, name: str | Path = "latest", allow_drift: bool = False) -> Recorded:
         "Goes back to a checkpoint: RUN, RUN@best, results/epoch_5.pth, a file of another program. train() goes on from there."
@@ -379,7 +406,10 @@ class Recorded(Session):
     @property
     def epoch_now(self) -> float:
         "Epochs done, with the part of this one."
-        return self.plan.epoch_at(self.epoch, self.batch)
+        return self.epoch + 1.0 if self._ends_epoch else self.plan.epoch_at(self.epoch, self.batch)
+
+    @property
+    def _ends_epoch(self) -> bool: return self.batch > 0 and self.ended_at == self.step  # a loader may not tell its length
 
     @property
     def where(self) -> str: return f"step {self.step:,} (epoch {self.epoch_now:g})"

@@ -21,7 +21,7 @@ from .source import ConfigError, near
 
 # %% auto #0
 __all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'NonFinite', 'Step', 'Numbers', 'Task', 'direction',
-           'deciding_metric', 'of_validation', 'check_monitor', 'best_of', 'plain_metrics']
+           'deciding_metric', 'of_validation', 'check_monitor', 'decides', 'best_of', 'plain_metrics']
 
 # %% ../nbs/22_metrics.ipynb #7341d3e4
 # Map of this module, top to bottom:
@@ -31,7 +31,7 @@ __all__ = ['outputs_and_targets', 'accuracy', 'pick_metrics', 'is_running', 'Non
 #   Task                              what is computed on a batch: the seams of a system
 #   direction                         is more better?
 #   deciding_metric, of_validation    the one that decides if none is named
-#   check_monitor, best_of            is it measured; the best so far
+#   check_monitor, decides, best_of   is it measured; which one decides now; the best so far
 #   plain_metrics                     numbers by name
 
 # %% ../nbs/22_metrics.ipynb #9ee30afe
@@ -140,10 +140,11 @@ class Numbers:
         self._waiting, self._since = Waiting(), Tally((state or {}).get("since"))
         self._epoch, self.newest = Tally((state or {}).get("epoch")), {}
         self.skipped: int = (state or {}).get("skipped", 0)
+        self._before: int = (state or {}).get("before", 0)  # of them, in earlier epochs
 
     def state_dict(self) -> dict[str, dict]:
         "The sums, once everything has landed."
-        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped}
+        return {"since": self._since.sums, "epoch": self._epoch.sums, "skipped": self.skipped, "before": self._before}
 
     def add(self, step: Step, values: dict[str, Any]) -> None:
         self._waiting.add(step, values)
@@ -152,8 +153,10 @@ class Numbers:
         "The means of the epoch so far, norms left out."
         return {name: value for name, value in self._epoch.means("train_").items() if not name.startswith("train_grad_norm")}
 
-    def new_epoch(self) -> None:
-        self._epoch = Tally()
+    def new_epoch(self) -> dict[str, int]:
+        "How many steps of the one that is over were left out, if any."
+        left_out, self._epoch, self._before = self.skipped - self._before, Tally(), self.skipped
+        return {"left_out": left_out} if left_out else {}
 
     def land(self, writes_row: Callable[[int], bool], allowed: float = 0, wait: bool = True) -> Iterator[tuple[str, Step, dict]]:
         "(event, step, numbers) of each row that what has landed makes; NonFinite unless so many may be left out."
@@ -384,17 +387,20 @@ def check_monitor(monitor: str, measured: Iterable[str]) -> None:
     if not monitor.startswith("val_"):
         raise ConfigError(f"monitor  {monitor} says not of what; write val_{monitor} or train_{monitor}")
     if not measured: raise ConfigError(f"monitor  {monitor} needs a val_loader")
-    best_of({}, dict.fromkeys(measured, 0.0), "val_", 0, monitor)
+    decides(dict.fromkeys(measured, 0.0), "val_", monitor)
 
 
-def best_of(best: Mapping, metrics: Mapping[str, float], measured: str, step: int,
-            monitor: str | None = None, mode: str | None = None) -> dict[str, Any]:
-    "The best metric after what begins with `measured` (val_, train_) was measured at this step."
+def decides(metrics: Mapping[str, float], measured: str, monitor: str | None = None) -> str | None:
+    "Which metric decides, after what begins with `measured` (val_, train_) was measured; None if it is not among these."
     name = monitor or deciding_metric(metrics)
     if monitor and monitor not in metrics and (measured == "val_" if monitor.startswith("val_") else measured == "train_"):
         raise ConfigError(f"monitor  {monitor} is not measured{near(monitor, metrics, '; measured are ' + ', '.join(metrics))}")
-    if name not in metrics or not name.startswith(measured): return dict(best)
-    value, before = metrics[name], best.get("value") if best.get("name") == name else None
+    return name if name in metrics and name.startswith(measured) else None
+
+
+def best_of(best: Mapping, name: str, value: float, step: int, mode: str | None = None) -> dict[str, Any]:
+    "The best of this metric, after it had this value at this step."
+    before = best.get("value") if best.get("name") == name else None
     better = before is None or (value < before if direction(name, mode) == "min" else value > before)
     return {"name": name, "value": value, "step": step} if better and value - value == 0 else dict(best)
 

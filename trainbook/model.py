@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['prepare', 'Average', 'put_back', 'summary', 'spell_count', 'size_of']
+__all__ = ['prepare', 'Average', 'put_back', 'Statistics', 'summary', 'spell_count', 'size_of']
 
 # %% ../nbs/14_model.ipynb #d10c01be
 # Map of this module, top to bottom:
 #   prepare         the switches of a config, in place
 #   Average         an exponential average of the weights · put_back: the weights that train, from a checkpoint
+#   Statistics      running statistics that a step may have spoilt go back
 #   summary         layers, parameters, memory · spell_count, size_of
 
 # %% ../nbs/14_model.ipynb #055982df
@@ -32,6 +33,7 @@ def prepare(model: torch.nn.Module, training: Any) -> torch.nn.Module:
         if not any(one.dim() == 4 for one in model.parameters()):
             raise ConfigError("channels_last  is a layout of pictures, and this model has no two-dimensional convolution")
         model.to(memory_format=torch.channels_last)
+    _undo(model, training)
     if training.gradient_checkpointing:
         if callable(own := getattr(model, "gradient_checkpointing_enable", None)): own()
         elif not training.compile: _recompute_blocks(model)
@@ -44,6 +46,21 @@ def _compile(model: torch.nn.Module) -> None:
     "As model.compile(), for models of torch's own classes too: those frames it does not look into, so the call begins in ours."
     def called(*inputs: Any, **named: Any) -> Any: return model._call_impl(*inputs, **named)
     model._compiled_call_impl = torch.compile(called)
+    model._compiled_call_impl.of_prepare = True
+
+
+def _undo(model: torch.nn.Module, training: Any) -> None:
+    "Takes back what an earlier trainer's switches have done, and this one's do not want."
+    compiled = getattr(model._compiled_call_impl, "of_prepare", False)
+    if compiled and not training.compile: model._compiled_call_impl = None
+    for part in () if training.gradient_checkpointing else model.modules():
+        if not _is_twice(part): continue
+        _, was = part.forward.args
+        del part.forward
+        if part.forward != was: part.forward = was  # a person's own
+
+
+def _is_twice(part: torch.nn.Module) -> bool: return getattr(vars(part).get("forward"), "func", None) is _twice
 
 
 def _recompute_blocks(model: torch.nn.Module) -> None:
@@ -54,7 +71,7 @@ def _recompute_blocks(model: torch.nn.Module) -> None:
         raise ConfigError("gradient_checkpointing  found no blocks: no ModuleList, no Sequential of parts that have parts; "
                           "give the model a gradient_checkpointing_enable()")
     for block in blocks:
-        if getattr(block.forward, "func", None) is not _twice: block.forward = partial(_twice, block, block.forward)
+        if not _is_twice(block): block.forward = partial(_twice, block, block.forward)
 
 
 def _twice(block: torch.nn.Module, forward: Any, *inputs: Any, **named: Any) -> Any:
@@ -127,6 +144,35 @@ def put_back(model: torch.nn.Module, trained: Mapping[str, torch.Tensor]) -> Non
     "The weights that train, into a model that was loaded with their average."
     for name, one in model.named_parameters():
         if name in trained: one.copy_(trained[name])
+
+# %% ../nbs/14_model.ipynb #7c26c869
+class Statistics:
+    "The running statistics of a model as they were at `keep()`; where a flag is up they go back to that."
+
+    def __init__(self, model: torch.nn.Module):
+        kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+        for part in model.modules():
+            own = dict(part.named_buffers(recurse=False))
+            for one in own.values() if any(key.startswith("running_") for key in own) else ():
+                if not is_lazy(one): kinds.setdefault(one.dtype, []).append(one)
+        self.kinds = [(some, *_long(some), *_long(some)) for some in kinds.values()]
+
+    def keep(self) -> None:
+        "As they are now."
+        for some, _, before, _, _ in self.kinds: torch._foreach_copy_(before, some)
+
+    def go_back(self, bad: torch.Tensor) -> None:
+        "To what was kept, if `bad` is not zero; nothing waits to see it."
+        for some, kept, _, found, now in self.kinds:
+            torch._foreach_copy_(now, some)
+            torch.where(bad.bool(), kept, found, out=found)
+            torch._foreach_copy_(some, now)
+
+
+def _long(some: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    "One long tensor with room for all of these, and each one's part of it."
+    whole = torch.cat([one.reshape(-1) for one in some])
+    return whole, [part.view_as(one) for part, one in zip(whole.split([one.numel() for one in some]), some)]
 
 # %% ../nbs/14_model.ipynb #ec0c876f
 def summary(model: torch.nn.Module, depth: int = 2, **beside: int | None) -> str:

@@ -17,13 +17,14 @@ from torch.optim.optimizer import _default_to_fused_or_foreach, _global_optimize
 
 from .config import Config
 from .groups import number_of_rest, own_numbers, parameter_groups, table_of_groups
+from .model import Statistics
 from .registry import find, names
 from .schedule import Plateau, Schedule, Torched
 from .schema import OPTIMIZERS
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Update', 'train_step', 'make_updates', 'following', 'untrained', 'check_fits']
+__all__ = ['make_optimizer', 'Update', 'train_step', 'make_updates', 'following', 'untrained', 'check_trained', 'check_fits']
 
 # %% ../nbs/21_optim.ipynb #0fee1747
 # Map of this module, top to bottom:
@@ -32,7 +33,7 @@ __all__ = ['make_optimizer', 'Update', 'train_step', 'make_updates', 'following'
 #   train_step        a window of batches → one update
 #   make_updates      an Update for each optimizer
 #   following         a config that says what a given optimizer has
-#   untrained, check_fits    what no optimizer has; does what was saved fit?
+#   untrained, check_trained, check_fits    what no optimizer has; does what was saved fit?
 
 # %% ../nbs/21_optim.ipynb #28363c98
 def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.optim.Optimizer:
@@ -52,7 +53,8 @@ def make_optimizer(kind: Any, parameters: Iterable, **settings: Any) -> torch.op
         try: return found(trained, **given, fused=True)
         except (RuntimeError, ValueError) as error:
             if "fused" not in str(error): raise ConfigError(f"optimizer  {kind}  {error}") from None
-    try: return found(trained, **given)
+    way = {"foreach": True} if "foreach" in knows else {}
+    try: return found(trained, **given, **way)
     except (ValueError, TypeError) as error: raise ConfigError(f"optimizer  {kind}  {error}") from None
 
 
@@ -80,7 +82,7 @@ class Update:
     "Turns gradients into new weights; called once per step, it returns the norm that the gradient had."
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None, latch: bool = True, scaled: bool = False,
-                 clip_value: float | None = None):
+                 clip_value: float | None = None, model: torch.nn.Module | None = None):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigError(f"optimizer  expected a name or a torch optimizer, found {type(optimizer).__name__}")
         if inspect.signature(type(optimizer).step).parameters["closure"].default is inspect.Parameter.empty:
@@ -99,6 +101,7 @@ class Update:
         self.one, self.bad = number(1.0), number(0.0)
         self.scale, self.growth = (number(65536.0), torch.zeros((), dtype=torch.int32, device=device)) if scaled else (None, None)
         kinds = {(one.device, one.dtype) for one in self.parameters}
+        self.model, self.statistics = model, None  # what its layers have counted, from the beginning of a training
         self._plain = len(kinds) == 1 and torch.float64 not in {dtype for _, dtype in kinds}
 
     def set_lr(self, schedule: Schedule | Plateau | Torched, step: int) -> float:
@@ -121,6 +124,11 @@ class Update:
         self.clear()
         self.bad.zero_()
         self.busy = False
+        self.statistics = Statistics(self.model) if self.model is not None else None
+
+    def keep(self) -> None:
+        "Before the forward pass: what a bad step must leave as it is."
+        if self.statistics: self.statistics.keep()
 
     def take(self, state: Mapping[str, Any], numbers: bool = True) -> None:
         """The state of an optimizer of the same kind, as a copy. How this one computes (fused or not) stays its own matter;
@@ -174,6 +182,7 @@ class Update:
         self.busy = True
         self._step(grads, divisor)
         self.clear()
+        if self.statistics: self.statistics.go_back(self.bad)
         if self.scale is None: return norm
         norm = norm / self.scale
         torch._amp_update_scale_(self.scale, self.growth, self.bad, 2.0, 0.5, 2000)
@@ -244,6 +253,7 @@ class Update:
 def train_step(window: list[tuple[int, Any]], objective: Callable[[Any], dict], update: Update) -> dict[str, Any]:
     """One update from a window of (samples, batch): gradients of the mean over its samples, one step of the optimizer.
     Returns what was measured, still on the device; nothing in here waits for it."""
+    update.keep()
     if len(window) == 1:
         values = objective(window[0][1])
         update.backward(values["loss"])
@@ -275,7 +285,8 @@ def make_updates(given: Any, model: torch.nn.Module, training: Any, scaled: bool
         settings = {key: t[key] for key in ("lr", "weight_decay", "momentum", "betas")}
         kind = t.optimizer if given is None or isinstance(given, str) else given
         named = {"": make_optimizer(kind, parameter_groups(model, t, extra) if isinstance(kind, str) else (), **settings)}
-    return {name: Update(one, t.clip, t.nonfinite == "stop", scaled, t.clip_value) for name, one in named.items()}
+    return {name: Update(one, t.clip, t.nonfinite == "stop", scaled, t.clip_value, model)
+            for name, one in named.items()}
 
 
 def following(config: Config, optimizer: torch.optim.Optimizer) -> Config:
@@ -298,8 +309,19 @@ def untrained(updates: Mapping[str, Update], model: torch.nn.Module) -> str:
     return ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
 
 
-def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds: Mapping[str, str]) -> None:
-    "ConfigError unless saved states are of the same kinds of optimizers over as many parameters; before anything is changed."
+def check_trained(updates: Mapping[str, Update], model: torch.nn.Module, chosen: bool) -> str:
+    "A note if no optimizer has what wants a gradient; ConfigError unless a person has chosen what they have."
+    if not (left := untrained(updates, model)): return ""
+    if chosen: return f"note: {left} want a gradient, and no optimizer has them"
+    raise ConfigError(f"optimizer  does not have {left}, which the model has now; make a new Trainer")
+
+
+def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds: Mapping[str, str],
+               was: Mapping = {}, now: Mapping = {}) -> None:
+    """ConfigError unless saved states are of the same kinds of optimizers over as many parameters; before anything is changed.
+    `was`, `now`: groups, no_decay and freeze of the checkpoint and of the config, for the message."""
+    other = " and ".join(key for key in ("groups", "no_decay", "freeze") if key in was and key in now and was[key] != now[key])
+    why = f"{other} was another there; say it as there" if other else "is the model the same?"
     sizes = lambda groups: [len(group["params"]) for group in groups]
     called_so = lambda groups: [group.get("name") for group in groups]
     for name, update in updates.items():
@@ -307,8 +329,7 @@ def check_fits(updates: Mapping[str, Update], states: Mapping[str, dict], kinds:
         if kind != was: raise ConfigError(f"{called}  is {kind}, the checkpoint has {was or 'none'}; use the same")
         ours, theirs = sizes(update.optimizer.param_groups), sizes(states[name]["param_groups"])
         if ours != theirs:
-            raise ConfigError(f"{called}  has groups of {ours} parameters, the checkpoint of {theirs}; "
-                              "is the model the same?")
+            raise ConfigError(f"{called}  has groups of {ours} parameters, the checkpoint of {theirs}; {why}")
         ours, theirs = called_so(update.optimizer.param_groups), called_so(states[name]["param_groups"])
         if ours != theirs and all(ours) and all(theirs):  # of the same sizes, but of others
             raise ConfigError(f"{called}  has the groups {ours}, the checkpoint {theirs}; say groups and no_decay as there")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,20 +15,19 @@ import numpy
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from .console import Bar
 from .device import aside, mix
 from .registry import find
 from .source import ConfigError
 from .workers import rebuilt
 
 # %% auto #0
-__all__ = ['permutation', 'order_of', 'keyed_like', 'length_of', 'batches_in', 'Cut', 'is_plain', 'phases_of']
+__all__ = ['permutation', 'order_of', 'keyed_like', 'generators_of', 'length_of', 'batches_in', 'Cut', 'is_plain', 'phases_of']
 
 # %% ../nbs/19_order.ipynb #5fcbd3d7
 # Map of this module, top to bottom:
 #   permutation                 an order of n numbers, from a key
 #   order_of, _listed           what a sampler gives in an epoch
-#   keyed_like                  a generator of the same kind, from a key
+#   keyed_like, generators_of   a generator of the same kind, from a key; those that a dataset has of its own
 #   length_of, batches_in, Cut  an order cut into batches
 #   phases_of                   what of the data is used from which epoch on
 
@@ -85,6 +85,20 @@ def keyed_like(value: Any, key: int) -> Any:
     return random.Random(key) if isinstance(value, random.Random) else None
 
 
+def generators_of(*things: Any) -> list[tuple[Any, str]]:
+    "(holder, name) of each generator among the attributes of a dataset, of what it wraps, and of its transforms."
+    found, seen, left = [], [], list(things)
+    while left:
+        one = left.pop(0)
+        if any(one is other for other in seen): continue
+        seen.append(one)
+        for name, value in list(getattr(one, "__dict__", {}).items()):
+            if keyed_like(value, 0) is not None: found.append((one, name))
+            elif name in ("dataset", "datasets") or "transform" in name:
+                left += value if isinstance(value, (list, tuple)) else [value]
+    return found
+
+
 def length_of(thing: Any) -> int | None:
     "Its length; None if it has none, or says so by an error, as some samplers do."
     try: return len(thing)
@@ -115,11 +129,15 @@ def is_plain(curriculum: Any) -> bool:
     return isinstance(curriculum, Mapping) and all(isinstance(one, (int, float, str, type(None))) for one in curriculum.values())
 
 
-def phases_of(curriculum: Mapping | None, source: Any) -> dict[int, Any]:
-    "From which epoch on which data: a loader or a dataset for each phase of a curriculum, in order."
+def phases_of(curriculum: Mapping | None, source: Any, over: Callable | None = None) -> dict[int, Any]:
+    """From which epoch on which data: a loader or a dataset for each phase of a curriculum, in order. `over` may show how far it
+    is: over(items, what, how many)."""
     if not curriculum: return {0: source}
+    if not isinstance(curriculum, Mapping):
+        raise ConfigError(f"curriculum  expected {{0: what the first epoch has, 20: …}}, found {type(curriculum).__name__}")
     wanted = {key: value for key, value in curriculum.items() if key != "difficulty"}
     starts = {_first_epoch(key): value for key, value in wanted.items()}
+    if len(starts) < len(wanted): raise ConfigError("curriculum  has an epoch twice; say each once, as a number: 0, 20, 60")
     if 0 not in starts: raise ConfigError("curriculum  does not say what the first epoch has; begin with 0: …")
     easiest, phases = None, {}
     for epoch, value in sorted(starts.items()):
@@ -127,8 +145,8 @@ def phases_of(curriculum: Mapping | None, source: Any) -> dict[int, Any]:
         if callable(value) and not isinstance(value, Dataset): value = _made(value, source, epoch)
         if isinstance(value, (int, float)) and value == 1 or isinstance(value, str): value = None
         if isinstance(value, (int, float)):
-            if not 0 < value < 1: raise ConfigError(f"curriculum  {epoch}: expected a share between 0 and 1, found {value:g}")
-            if easiest is None: easiest = _by_difficulty(curriculum.get("difficulty"), source)
+            if not 0 < value < 1: raise ConfigError(f"curriculum  {epoch}: expected a share above 0, at most 1, found {value:g}")
+            if easiest is None: easiest = _by_difficulty(curriculum.get("difficulty"), source, over)
             value = sorted(easiest[:max(1, round(value * len(easiest)))])
         phases[epoch] = source if value is None else _with_data(source, value, epoch)
     return phases
@@ -146,26 +164,41 @@ def _first_epoch(key: Any) -> int:
 def _made(make: Callable, source: Any, epoch: int) -> Any:
     "What a function of one's own gives; it may ask for the dataset, and draws the same in every life."
     asked = [one for one in inspect.signature(make).parameters.values() if one.default is one.empty]
-    with aside(mix(epoch)): return make(getattr(source, "dataset", source)) if asked else make()
+    if len(asked) > 1:
+        raise ConfigError(f"curriculum  {epoch}: its function asks for {', '.join(one.name for one in asked)}; "
+                          "it is given the dataset, or nothing")
+    with aside(mix(epoch)): made = make(getattr(source, "dataset", source)) if asked else make()
+    if made is None: raise ConfigError(f"curriculum  {epoch}: its function returned None; return indices, a dataset or a loader")
+    return made
 
 
-def _by_difficulty(difficulty: Any, source: Any) -> list[int]:
+def _by_difficulty(difficulty: Any, source: Any, over: Callable | None) -> list[int]:
     "The indices of all samples, the easiest first; equally easy ones in the dataset's order."
     if difficulty is None:
         raise ConfigError("curriculum  a share needs a difficulty: a function of a sample, or a number for each")
     dataset = _dataset_of(source)
     if isinstance(difficulty, str): difficulty = find("data", difficulty)
     if callable(difficulty):
-        bar, numbers = Bar(len(dataset)), []
-        for index in bar.over(range(len(dataset)), "how difficult each sample is"):
-            with aside(mix(index)): numbers.append(float(difficulty(dataset[index])))
-        bar.close()
+        of, indices = lambda index: float(difficulty(dataset[index])), range(len(dataset))
+        if over: indices = over(indices, "how difficult each sample is", len(dataset))
+        numbers = [_under(mix(index), dataset, of, index) for index in indices]
     else: numbers = [float(one) for one in difficulty]
     if len(numbers) != len(dataset):
         raise ConfigError(f"curriculum  difficulty has {len(numbers):,} numbers, the dataset {len(dataset):,} samples")
     if wrong := [index for index, one in enumerate(numbers) if one != one]:
         raise ConfigError(f"curriculum  difficulty of sample {wrong[0]:,} is NaN")
     return sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
+def _under(key: int, dataset: Any, draw: Callable, *arguments: Any) -> Any:
+    "What a call gives whose randomness comes from a key, that of generators of the dataset's own too; outside nothing has moved."
+    own = [(holder, name, getattr(holder, name)) for holder, name in generators_of(dataset)]
+    with aside(key):
+        try:
+            for number, (holder, name, value) in enumerate(own): setattr(holder, name, keyed_like(value, mix(key, number)))
+            return draw(*arguments)
+        finally:
+            for holder, name, value in own: setattr(holder, name, value)
 
 
 def _dataset_of(source: Any) -> Any:
@@ -180,12 +213,17 @@ def _with_data(source: Any, value: Any, epoch: int) -> Any:
     "The loader of a phase: some samples, or another dataset, go through the loader that was given."
     if not isinstance(value, Dataset):
         many = value.tolist() if isinstance(value, (numpy.ndarray, torch.Tensor)) else value
+        if isinstance(many, (list, tuple)) and many and all(type(one) in (bool, numpy.bool_) for one in many):  # a mask
+            if len(many) != (samples := len(_dataset_of(source))):
+                raise ConfigError(f"curriculum  {epoch}: is a mask for {len(many):,} samples, the dataset has {samples:,}")
+            many = [index for index, one in enumerate(many) if one]
         if not isinstance(many, (list, tuple, range)) or not all(type(one) is int for one in many): return value  # a loader
         dataset = _dataset_of(source)
         if not many: raise ConfigError(f"curriculum  {epoch}: has no sample")
         if min(many) < 0 or max(many) >= len(dataset):
             raise ConfigError(f"curriculum  {epoch}: has indices up to {max(many):,}, the dataset {len(dataset):,} samples")
         value = Subset(dataset, list(many))
+        value.chosen = f"{zlib.crc32(numpy.array(many, dtype=numpy.int64).tobytes()):08x}"  # a resume is told which they are
     if not isinstance(source, DataLoader): return value
     order = source.sampler
     simple = type(order) is SequentialSampler or type(order) is RandomSampler and not order.replacement

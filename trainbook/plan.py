@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import count
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .config import Config
@@ -15,12 +14,14 @@ from .schema import Duration, Root, duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Epochs', 'Plan', 'make_plan', 'check_watch']
+__all__ = ['Epochs', 'in_steps', 'Every', 'Plan', 'make_plan', 'check_watch']
 
 # %% ../nbs/13_plan.ipynb #b3413690
 # Map of this module, top to bottom:
 #   Epochs        how many updates they have
-#   Plan          intervals and ends as numbers of steps
+#   in_steps      a duration as a number of steps
+#   Every         an interval
+#   Plan          intervals and ends as numbers of steps, and what is due at a step
 #   make_plan     from a config and the length of an epoch, or why not
 #   check_watch   is measured what shall decide?
 
@@ -29,30 +30,74 @@ class Epochs(NamedTuple):
     "How many updates the epochs have: from each of some epochs on, a number."
     phases: tuple[tuple[int, int], ...]
 
+    def updates(self, epochs: float) -> float:
+        "Updates in so many epochs from the first on."
+        return sum(max(0.0, min(epochs, end) - start) * updates for start, end, updates in self._spans())
+
     def steps(self, epochs: float) -> int:
-        "Updates in so many epochs from the first on; part of one counts whole updates."
-        ends, total = [start for start, _ in self.phases[1:]] + [math.inf], 0.0
-        for (start, updates), end in zip(self.phases, ends): total += max(0.0, min(epochs, end) - start) * updates
-        return math.ceil(total - 1e-9)
+        "The same as whole updates: part of one counts."
+        return math.ceil(self.updates(epochs) - 1e-9)
+
+    def at(self, steps: int) -> float:
+        "How many epochs so many updates take."
+        begun = 0.0
+        for start, end, updates in self._spans():
+            if steps - begun <= (end - start) * updates: break
+            begun += (end - start) * updates
+        return start + max(0.0, steps - begun) / updates
 
     def begun(self, steps: int) -> int:
-        "How many epochs so many updates take, the last one perhaps not whole."
-        return next(number for number in count() if self.steps(number) >= steps)
+        "The same as whole epochs, the last one perhaps only begun."
+        return math.ceil(self.at(steps) - 1e-9)
+
+    def _spans(self) -> Iterator[tuple[int, float, int]]:
+        "From which epoch to which, how many updates each."
+        ends = [*(start for start, _ in self.phases[1:]), math.inf]
+        return ((start, end, updates) for (start, updates), end in zip(self.phases, ends))
 
 # %% ../nbs/13_plan.ipynb #914a6e3e
+def in_steps(key: str, value: Any, epochs: Epochs | None) -> float:
+    "A duration as a number of steps, where epochs have so many (None: nobody knows); ConfigError for what cannot be."
+    amount, unit = duration(value)
+    if unit == "seconds":
+        raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
+    if unit == "steps" or not amount: return amount
+    if epochs: return epochs.updates(amount)
+    raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; "
+                      "say steps: \"1000 steps\"")
+
+# %% ../nbs/13_plan.ipynb #9d734d93
+class Every(NamedTuple):
+    "An interval: so many steps, perhaps a fraction, counted since a step."
+    steps: float
+    since: int = 0
+
+    def passed(self, step: int) -> int:
+        "How many of it lie behind."
+        return int((step - self.since) / self.steps + 1e-9)
+
+    def crosses(self, step: int) -> bool:
+        "Does a multiple of it lie at this step, or between the step before and this one?"
+        return self.passed(step) > self.passed(step - 1)
+
+    def after(self, step: int) -> int:
+        "Its first multiple after this step, rounded up to a step."
+        return math.ceil(self.since + self.steps * (self.passed(step) + 1) - 1e-9)
+
+# %% ../nbs/13_plan.ipynb #6e31763a
 class Plan(NamedTuple):
     "Everything about when, as numbers of steps; None is never, or not known before an epoch is over."
     batches: int | None         # in one epoch
     per_epoch: int | None       # updates in one epoch
     end: Duration
     total: int | None           # updates in all
-    rows: float | None          # between two rows of the log
-    evals: float | None         # between two evaluations, where not at the end of an epoch
+    rows: Every | None          # between two rows of the log
+    evals: Every | None         # between two evaluations, where not at the end of an epoch
     eval_epochs: int | None     # epochs between two evaluations
-    saves: float | None         # between two checkpoints, likewise
+    saves: Every | None         # between two checkpoints, likewise
     warmup: int
     epochs: Epochs | None = None
-    first: int = 0              # the step from which on intervals are counted: a phase begins there
+    first: int = 0              # the step at which this phase began
     beyond: int = 0             # updates made beyond those that epochs of this length have
 
     def is_over(self, step: int, epoch: int, seconds: float) -> bool:
@@ -67,13 +112,22 @@ class Plan(NamedTuple):
 
     def notes(self, config: Config) -> list[str]:
         "What a person should know before training by it."
-        count, place = config.training.accumulate, config.place("training.accumulate")
-        longer = self.batches and count > self.batches and not config.training.limit
-        return [f"accumulate: {count} ({place}) is more than an epoch has batches ({self.batches}); "
-                "each epoch is one update"] * bool(longer)
+        t, place = config.training, lambda key: config.place(f"training.{key}")
+        longer = self.batches and t.accumulate > self.batches and not t.limit
+        alone = place("patience").where != "default" and place("early_stopping").where == "default"
+        return [f"accumulate: {t.accumulate} ({place('accumulate')}) is more than an epoch has batches ({self.batches}); "
+                "each epoch is one update"] * bool(longer) + [
+                f"patience: {t.patience} ({place('patience')}) changes nothing without early_stopping: true; "
+                "of a plateau it is plateau_patience"] * alone
 
-    def evaluates(self, step: int) -> bool: return _crosses(self.evals, step - self.first)
-    def writes_row(self, step: int) -> bool: return _crosses(self.rows, step - self.first)
+    def evaluates(self, step: int) -> bool: return self.evals is not None and self.evals.crosses(step)
+    def writes_row(self, step: int) -> bool: return self.rows is not None and self.rows.crosses(step)
+
+    def evaluates_after(self, step: int, epoch: int, seconds: float) -> bool:
+        "Is an evaluation due at the end of this epoch: for its number, for its step, or as the last of all?"
+        if self.eval_epochs is None and self.evals is None: return False
+        whole = self.eval_epochs is not None and epoch % self.eval_epochs == 0
+        return whole or self.evaluates(step) or self.is_over(step, epoch, seconds)
 
     def epoch_at(self, epoch: int, batch: int) -> float:
         "Epochs done, with the part of this one."
@@ -81,10 +135,10 @@ class Plan(NamedTuple):
 
     def next(self, step: int) -> float:
         "The next step at which anything is due."
-        due = min(_after(every, step - self.first) for every in (self.rows, self.evals, self.saves))
-        return min(self.first + due, _after(self.total, step))
+        ends = Every(self.total) if self.total else None
+        return min((every.after(step) for every in (self.rows, self.evals, self.saves, ends) if every), default=math.inf)
 
-
+# %% ../nbs/13_plan.ipynb #49f4c9cf
 _UNBUILT = {
     "training": ("distributed",),
     "logging": ("tensorboard", "wandb", "histograms")}
@@ -109,28 +163,25 @@ def make_plan(config: Config, batches: int | None | Mapping[int, int | None], at
     batches, updates = lengths[begun], {start: one and math.ceil(one / t.accumulate) for start, one in lengths.items()}
     epochs = Epochs(tuple(updates.items())) if None not in updates.values() else None
     per_epoch = updates[begun] if epochs else None
-    def span(key: str, value: Any) -> float | None:
-        "An interval in steps."
+    these = Epochs(((0, per_epoch),)) if epochs else None
+    def span(key: str, value: Any) -> Every | None:
+        "An interval; one in epochs is counted over the phases."
         if value is None: return None
-        amount, unit = duration(value)
-        if unit == "seconds":
-            raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
-        if unit == "epochs" and per_epoch is None and amount:
-            raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; say steps")
-        return amount if unit == "steps" else amount * (per_epoch or 0)
-    end, save, rise = duration(t.epochs), duration(t.save_interval or 1), duration(t.warmup)
+        over_phases = per_epoch and duration(value).unit == "epochs"
+        return Every(in_steps(key, value, these), first - begun * per_epoch if over_phases else 0)
+    end, save = duration(t.epochs), duration(t.save_interval or 1)
     whole = lambda one: one is not None and duration(one).unit == "epochs" and duration(one).amount % 1 == 0
     total, beyond = end.amount if end.unit == "steps" else None, 0
     if end.unit == "epochs" and epochs:
         beyond = _more_than(at, batches, t.accumulate, epochs)
         total = epochs.steps(end.amount) + beyond
+    first = epochs.steps(begun) + beyond if epochs else 0
     return Plan(batches, per_epoch, end, total, rows=span("logging.every", config.logging.every),
                 evals=None if whole(t.eval_every) else span("eval_every", t.eval_every),
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
                 saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
-                warmup=epochs.steps(rise.amount) if epochs and rise.unit == "epochs" else math.ceil(span("warmup", t.warmup)),
-                epochs=epochs, first=epochs.steps(begun) if epochs else 0,
-                beyond=beyond)
+                warmup=math.ceil(in_steps("warmup", t.warmup, epochs) - 1e-9),
+                epochs=epochs, first=first, beyond=beyond)
 
 
 def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: Epochs) -> int:
@@ -138,17 +189,7 @@ def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: 
     step, epoch, batch = at
     return step - (epochs.steps(epoch + 1) - math.ceil(max(0, batches - batch) / accumulate))
 
-
-def _crosses(every: float | None, step: int) -> bool:
-    "Does a multiple of the interval lie at this step, or between the step before and this one?"
-    return every is not None and int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
-
-
-def _after(every: float | None, step: int) -> float:
-    "The first multiple of an interval after this step, rounded up to a step."
-    return math.inf if every is None else math.ceil(every * (int(step / every + 1e-9) + 1) - 1e-9)
-
-
+# %% ../nbs/13_plan.ipynb #df4595fa
 def check_watch(config: Config, validates: bool, writes: bool = True) -> None:
     "ConfigError where something shall decide and is never measured; `validates`: there is a val_loader, `writes`: a run."
     t, place = config.training, lambda key: config.place(f"training.{key}")

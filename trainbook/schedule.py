@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from .config import Config
-from .plan import Epochs, Plan
+from .plan import Epochs, Plan, in_steps
 from .registry import find
 from .schema import duration
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Schedule', 'Plateau', 'Torched', 'followed', 'take_back', 'ends_after', 'tell_end', 'make_schedule', 'curve', 'plot']
+__all__ = ['Schedule', 'Plateau', 'Torched', 'followed', 'take_back', 'ends_after', 'tell_end', 'make_schedule', 'listens',
+           'curve']
 
 # %% ../nbs/17_schedule.ipynb #c179f163
 # Map of this module, top to bottom:
@@ -29,8 +30,8 @@ __all__ = ['Schedule', 'Plateau', 'Torched', 'followed', 'take_back', 'ends_afte
 #   Torched              a scheduler of torch's, called like the others
 #   followed, take_back  which kind a checkpoint was made with; its state, if it is the same
 #   ends_after, tell_end    training goes on after the end: what is remembered, what is said
-#   make_schedule        from a config and its plan, or why not
-#   curve, plot          drawn before the training
+#   listens, make_schedule    does it hear a metric; from a config and its plan, or why not
+#   curve                the rates of many steps
 #
 # What the loop needs of each: schedule(step, lr) · hears, heard(value, step) · per, moved() · state_dict, load_state_dict
 
@@ -56,8 +57,8 @@ _SHAPES = {  # of a schedule: steps since its shape began, steps that it has, th
     "cosine": lambda one, at, whole, lr, floor: floor + (lr - floor) * (0.5 * (1 + math.cos(math.pi * min(1.0, at / whole)))),
     "linear": lambda one, at, whole, lr, floor: floor + (lr - floor) * (1 - min(1.0, at / whole)),
     "polynomial": lambda one, at, whole, lr, floor: floor + (lr - floor) * (1 - min(1.0, at / whole)) ** one.power,
-    "step": lambda one, at, whole, lr, floor: max(floor, lr * one.gamma ** (max(0, at - one.shift) // one.every)),
-    "multistep": lambda one, at, whole, lr, floor: max(floor, lr * one.gamma ** bisect_right(one.milestones, at + one.warmup)),
+    "step": lambda one, at, whole, lr, floor: max(floor, lr * one.gamma ** one.drops(at)),
+    "multistep": lambda one, at, whole, lr, floor: max(floor, lr * one.gamma ** one.drops(at)),
     "onecycle": _onecycle}
 _ENDLESS = ("constant", "step", "multistep")  # the same wherever training ends
 
@@ -68,8 +69,8 @@ class Schedule(NamedTuple):
     total: int | None = None
     warmup: int = 0
     min_lr: float = 0.0
-    every: int | None = None  # step: updates between two drops
-    milestones: tuple[int, ...] = ()  # multistep: updates after which it drops
+    every: int | None = None  # step: updates between two drops, where all epochs have as many
+    milestones: tuple[int, ...] = ()  # multistep, and step where epochs differ: updates after which it drops
     gamma: float = 0.1
     power: float = 1.0
     shape: Callable[[float], float] | None = None  # one of your own: part of the way → share of the rate
@@ -96,6 +97,10 @@ class Schedule(NamedTuple):
             start, end = (self.warmup, *self.ends, self.total)[(reached := bisect_right(self.ends, step)):reached + 2]
         return max(0, step - start), max(1, (end or 0) - start)
 
+    def drops(self, at: int) -> int:
+        "How often it has dropped, so many steps after its shape began."
+        return max(0, at - self.shift) // self.every if self.every else bisect_right(self.milestones, at + self.warmup)
+
     def check(self, lr: float | None = None, whole: int | None = 0) -> Schedule:
         """Itself, or a ConfigError if it cannot be followed; `lr` is the highest rate, if it is known, `whole` the end of the
         training that this is a part of (None: nobody knows)."""
@@ -108,9 +113,10 @@ class Schedule(NamedTuple):
         if kind not in _SHAPES and not self.shape:
             yield f"scheduler  {kind} is no function of the step; there are {', '.join(_SHAPES)}"
         elif kind not in _ENDLESS and self.total is None:
-            yield (f"scheduler  {kind} needs to know where training ends, and this loader does not tell how long "
-                   "an epoch is; say epochs: \"5000 steps\", or scheduler: constant")
-        if kind == "step" and not self.every: yield "step_size  is missing; say how often the rate drops: step_size: 10 (epochs)"
+            yield (f"scheduler  {kind} needs to know at which step training ends, which neither a clock nor a loader without "
+                   "a length tells; say epochs: \"5000 steps\", or scheduler: constant")
+        if kind == "step" and not self.every and not self.milestones:
+            yield "step_size  is missing; say how often the rate drops: step_size: 10 (epochs)"
         if kind == "multistep" and not self.milestones:
             yield "milestones  are missing; say when the rate drops: milestones: [30, 60] (epochs)"
         marks = ", ".join(f"{one:,}" for one in self.milestones)
@@ -118,11 +124,9 @@ class Schedule(NamedTuple):
             yield f"milestones  do not rise, found steps {marks}; each must be later than the one before"
         elif self.milestones and not self.shift and self.milestones[0] < self.warmup:
             yield f"milestones  begin at step {self.milestones[0]:,}, within the warm-up of {self.warmup:,} steps; begin after it"
-        elif self.milestones and self.total is not None and self.milestones[-1] > self.total:
+        elif kind == "multistep" and self.total is not None and self.milestones[-1:] > (self.total,):
             yield f"milestones  lie beyond the end, found steps {marks} in a training of {self.total:,}; take out those after it"
-        if None not in (self.total, whole) and self.warmup > max(self.total, whole):
-            yield f"warmup  of {self.warmup:,} steps is longer than the training ({self.total:,} steps)"
-        yield from _above(self.min_lr, lr)
+        yield from _out_of_reach(self, lr, self.total, whole)
 
     def heard(self, value: float, step: int | None = None) -> bool:
         "What was measured changes nothing."
@@ -138,9 +142,12 @@ class Schedule(NamedTuple):
         return f"Schedule({', '.join(f'{key}={value!r}' for key, value in said.items())})"
 
 
-def _above(min_lr: float, lr: float | None) -> Iterable[str]:
-    if lr is not None and min_lr > lr:
-        yield f"min_lr  {min_lr:g} is above lr ({lr:g}), so the rate could never fall; lower it, or raise lr"
+def _out_of_reach(one: Schedule | Plateau, lr: float | None, total: int | None, whole: int | None) -> Iterable[str]:
+    "What is asked of every warm-up and every floor."
+    if None not in (total, whole) and one.warmup > max(total, whole):
+        yield f"warmup  of {one.warmup:,} steps is longer than the training ({total:,} steps)"
+    if lr is not None and one.min_lr > lr:
+        yield f"min_lr  {one.min_lr:g} is above lr ({lr:g}), so the rate could never fall; lower it, or raise lr"
 
 # %% ../nbs/17_schedule.ipynb #d8dd12f9
 class Plateau:
@@ -151,11 +158,12 @@ class Plateau:
                  min_delta: float = 0.0):
         self.patience, self.gamma, self.mode, self.min_delta = patience, gamma, mode, min_delta
         self.warmup, self.min_lr = warmup, min_lr
-        self.factor = 1.0
+        self.factor, self.seen = 1.0, math.inf  # the highest rate, as it was last asked for
         self.forget()
 
     def __call__(self, step: int, lr: float) -> float:
         "The learning rate now; `step` matters only in the warm-up."
+        self.seen = lr
         if step < self.warmup: return lr * (step + 1) / self.warmup
         return max(self.min_lr if self.min_lr < lr else lr, lr * self.factor)
 
@@ -165,17 +173,17 @@ class Plateau:
         if better: self.best = float(value)
         self.bad = 0 if better or step is not None and step < self.warmup else self.bad + 1
         if self.bad <= self.patience: return False
-        self.bad, self.factor = 0, self.factor * self.gamma
-        return True
+        before, self.bad, self.factor = self.factor, 0, self.factor * self.gamma
+        return self.seen * before > self.min_lr  # at the floor it stays
 
     def forget(self) -> None:
         "Another metric is heard from now on; the rate stays."
         self.best, self.bad = math.inf if self.mode == "min" else -math.inf, 0
 
-    def check(self, lr: float | None = None) -> Plateau:
-        "Itself, or a ConfigError if it cannot be followed."
+    def check(self, lr: float | None = None, total: int | None = None, whole: int | None = None) -> Plateau:
+        "Itself, or a ConfigError if it cannot be followed; `total` and `whole` are the ends of training and of all of it."
         if self.mode not in ("min", "max"): raise ConfigError(f"monitor_mode  expected min or max, found {self.mode}")
-        if wrong := list(_above(self.min_lr, lr)): raise ConfigError(*wrong)
+        if wrong := list(_out_of_reach(self, lr, total, whole)): raise ConfigError(*wrong)
         return self
 
     def moved(self) -> None: "An update or an epoch is over; nothing to do."
@@ -292,11 +300,12 @@ def ends_after(ends: tuple[int, ...], before: int | None, now: int | None, step:
     return (*ends, before) if went_on else tuple(ends)
 
 
-def tell_end(before: Any, now: Any, step: int, lr: float) -> str:
-    "In one line what becomes of the rate where the end of a schedule has moved; nothing where it makes no difference."
+def tell_end(before: Any, now: Any, step: int, lr: float, used: float) -> str:
+    """In one line what becomes of the rate where the end of a schedule has moved; nothing where it makes no difference. `used`
+    is the rate of the last update."""
     if not isinstance(before, Schedule) or not isinstance(now, Schedule) or None in (before.total, now.total): return ""
     if before.total == now.total or now.kind == "constant": return ""
-    at, then, was = f"{now.total:,}", f"{now(step, lr):.2e}", f"{before(max(0, step - 1), lr):.2e}"
+    at, then, was = f"{now.total:,}", f"{now(step, lr):.2e}", f"{used:.2e}"
     if len(now.ends) == len(before.ends):  # it was not reached
         return "" if now.kind in _ENDLESS or now.after_end == "hold" and now.ends else (
             f"the {now.kind} schedule ends at step {at} instead of {before.total:,}: the learning rate goes on at {then}")
@@ -315,16 +324,15 @@ def make_schedule(config: Config, plan: Plan, given: Any = None, has_validation:
     `whole` is the plan that this one is a shorter part of."""
     t, end = config.training, (whole or plan).total
     try:
-        if given is not None: return _torched(given, plan, t).check(optimizer, plan.total)
+        if given is not None: return _torched(given, plan, t, mode).check(optimizer, plan.total)
         if t.scheduler != "plateau": return _of_step(plan, t, ends, end).check(t.lr, end)
         validates = has_validation and t.eval_every is not None
         if not validates and not (t.monitor or "").startswith("train_"):
             found, wanted = ("evaluation, for eval_every is null", "say eval_every: 1") if has_validation else (
                 "validation", "give a val_loader")
             raise ConfigError(f"scheduler  plateau hears of no {found}; {wanted}, or monitor: train_loss")
-        Schedule("constant", plan.total, plan.warmup, t.min_lr).check(t.lr, end)  # what is asked of every warm-up and floor
         direction = mode or t.monitor_mode or "min"
-        return Plateau(t.plateau_patience, t.gamma, direction, plan.warmup, t.min_lr, t.min_delta).check(t.lr)
+        return Plateau(t.plateau_patience, t.gamma, direction, plan.warmup, t.min_lr, t.min_delta).check(t.lr, plan.total, end)
     except ConfigError as error: raise ConfigError(*(_placed(config, line) for line in error.lines)) from None
 
 
@@ -337,32 +345,30 @@ def _placed(config: Config, line: str) -> str:
 def _of_step(plan: Plan, t: Any, ends: tuple[int, ...], whole: int | None) -> Schedule:
     "A function of the step, durations counted in steps. What is the same wherever training ends is made for the whole of it."
     total, shift, more = plan.total, plan.beyond, {}
+    ends = tuple(end for end in ends if end > plan.warmup)  # what ended while it rose had not begun
     if t.scheduler in _ENDLESS: total = max(total, whole) if None not in (total, whole) else None
-    if t.scheduler == "step" and duration(t.step_size).unit == "epochs" and plan.epochs and len(plan.epochs.phases) > 1:
-        drops = (plan.warmup + shift + plan.epochs.steps(duration(t.step_size).amount * number) for number in count(1))
-        marks = takewhile(lambda mark: mark < (total or math.inf), islice(drops, 1000))  # by then nothing is left of it
-        return Schedule("multistep", total, plan.warmup, t.min_lr, milestones=tuple(marks), gamma=t.gamma, shift=shift)
-    if t.scheduler == "step":
-        more = {"every": max(1, _in_steps("step_size", t.step_size, plan)), "gamma": t.gamma,
-                "shift": shift if duration(t.step_size).unit == "epochs" and not ends else 0}
+    if t.scheduler == "step": more = {"gamma": t.gamma, **_drops(plan, t, ends, total)}
     if t.scheduler == "multistep":
-        marks = [_in_steps("milestones", one, plan) + shift * (duration(one).unit == "epochs") for one in t.milestones or ()]
+        marks = [_steps("milestones", one, plan) + shift * (duration(one).unit == "epochs") for one in t.milestones or ()]
         more = {"milestones": tuple(marks), "gamma": t.gamma, "shift": shift}
     if t.scheduler == "polynomial": more = {"power": t.power}
     if ":" in t.scheduler: more = {"shape": _own_shape(t.scheduler)}
-    ends = tuple(end for end in ends if end > plan.warmup)  # what ended while it rose had not begun
     return Schedule(t.scheduler, total, plan.warmup, t.min_lr, **more, after_end=t.after_end or "stretch", ends=ends)
 
 
-def _in_steps(key: str, value: Any, plan: Plan) -> int:
-    "A duration as a number of steps."
-    amount, unit = duration(value)
-    if unit == "seconds":
-        raise ConfigError(f"{key}  expected epochs or steps, found {value}; what a clock decides would differ after a resume")
-    if unit == "epochs" and plan.per_epoch is None:
-        raise ConfigError(f"{key}  {value} epochs are no number of steps, for the loader does not tell its length; "
-                          f"say steps: \"1000 steps\"")
-    return int(amount) if unit == "steps" else plan.epochs.steps(amount)
+def _drops(plan: Plan, t: Any, ends: tuple[int, ...], total: int | None) -> dict[str, Any]:
+    "When a step schedule drops: each so many updates, or one by one where epochs differ, counted from where its shape began."
+    every, (size, unit) = max(1, _steps("step_size", t.step_size, plan)), duration(t.step_size)
+    if unit == "steps" or len(plan.epochs.phases) == 1:
+        return {"every": every, "shift": 0 if ends or unit == "steps" else plan.beyond}
+    anew = t.after_end == "restart" and ends
+    begin, later = (ends[-1] - plan.beyond, plan.warmup + plan.beyond - ends[-1]) if anew else (plan.warmup, plan.beyond)
+    marks = (plan.epochs.steps(plan.epochs.at(begin) + size * number) + later for number in count(1))
+    last = islice(marks, 1000) if total is None else takewhile(lambda mark: mark < total, marks)  # by then little is left
+    return {"milestones": tuple(dict.fromkeys(last)) or (total,), "shift": plan.beyond}
+
+
+def _steps(key: str, value: Any, plan: Plan) -> int: return math.ceil(in_steps(key, value, plan.epochs) - 1e-9)
 
 
 def _own_shape(name: str) -> Callable[[float], float]:
@@ -375,14 +381,30 @@ def _own_shape(name: str) -> Callable[[float], float]:
                       "give a scheduler of torch's as an object")
 
 
-def _torched(given: Any, plan: Plan, t: Any) -> Torched:
-    scheduler, per = given if isinstance(given, (tuple, list)) and len(given) == 2 else (given, None)
+def _parts(given: Any) -> tuple[Any, str | None]:
+    "A scheduler of torch's and what it moves with, if that was said."
+    return given if isinstance(given, (tuple, list)) and len(given) == 2 else (given, None)
+
+
+def listens(scheduler: Any) -> bool:
+    "Will a scheduler, by name or one of torch's, hear what was measured?"
+    return scheduler == "plateau" or type(_parts(scheduler)[0]).__name__ == "ReduceLROnPlateau"
+
+
+def _torched(given: Any, plan: Plan, t: Any, mode: str | None) -> Torched:
+    scheduler, per = _parts(given)
     kind = type(scheduler).__name__
     if plan.warmup:
         raise ConfigError(f"warmup  of {plan.warmup:,} steps and a {kind} would both set the rate; leave it out, "
                           "or put torch's LinearLR and yours into a SequentialLR")
     if t.min_lr: raise ConfigError(f"min_lr  {t.min_lr:g} is the matter of the {kind} that was given; leave it out")
-    return Torched(scheduler, per, plan.epochs)
+    if t.after_end: raise ConfigError(f"after_end  {t.after_end} is for schedules by name; the {kind} goes on as torch's does")
+    one = Torched(scheduler, per, plan.epochs)
+    if one.hears and mode and mode != scheduler.mode:
+        less, more = {"min": ("less", "more"), "max": ("more", "less")}[scheduler.mode]
+        raise ConfigError(f"scheduler  {kind} waits for {less} (mode {scheduler.mode}), and {t.monitor or 'val_loss'} is better "
+                          f"when it is {more}; make it with mode=\"{mode}\"")
+    return one
 
 # %% ../nbs/17_schedule.ipynb #8d021903
 def curve(schedule: Any, lr: float, steps: int | Iterable[int], at: int = 0) -> list[float]:
@@ -392,29 +414,3 @@ def curve(schedule: Any, lr: float, steps: int | Iterable[int], at: int = 0) -> 
     if not isinstance(schedule, Torched): return [schedule(step, lr) for step in steps]
     rates = schedule.ahead(max(steps, default=at - 1) + 1 - at, at)
     return [rates[step - at] for step in steps]
-
-
-def plot(schedule: Any, lr: float, total: int | None = None, at: int | None = None) -> Any:
-    """A matplotlib figure of the rate up to `total`: the warm-up, ends after which it went on, and where it is now (`at`).
-    Only a function of the step knows what was; of the others one sees what comes."""
-    from matplotlib.figure import Figure
-    total = total or schedule.total
-    if not total: raise ConfigError(f"plot  {schedule.kind} knows no end; say for how many steps: total=1000")
-    begin = 0 if isinstance(schedule, Schedule) else min(at or 0, total - 1)
-    ends = [end for end in getattr(schedule, "ends", ()) if end < total]
-    near = {step for mark in (schedule.warmup, *getattr(schedule, "milestones", ()), *ends) for step in (mark - 1, mark)}
-    steps = {step for step in near if begin <= step < total}
-    steps = sorted(steps | set(range(begin, total, max(1, total // 1000))) | {total - 1})
-    figure = Figure(figsize=(4.8, 2.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, curve(schedule, lr, steps, begin), linewidth=1.4)
-    if schedule.warmup: axes.axvspan(0, schedule.warmup, alpha=0.12, linewidth=0, label="warm-up")
-    for end in ends: axes.axvline(end, color="0.5", linestyle=":", linewidth=1, label="went on" if end == ends[0] else None)
-    axes.axvline(total, color="0.5", linestyle="--", linewidth=1, label="end")
-    if at is not None: axes.axvline(at, color="C1", linewidth=1, label="now")
-    axes.set(xlabel="step", ylabel="learning rate", title=schedule.kind + ", from now on" * bool(begin),
-             xlim=(0, total * 1.02), ylim=(0, None))
-    axes.ticklabel_format(axis="y", scilimits=(-2, 3))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure

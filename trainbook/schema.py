@@ -222,7 +222,9 @@ class _Update(Section):
 class _Schedule(Section):
     "How the learning rate moves."
     scheduler: _one_of(*SCHEDULERS, also={"none": "constant", "steplr": "step", "reduceonplateau": "plateau",
-                                          "reducelronplateau": "plateau", "one_cycle": "onecycle"},
+                                          "reducelronplateau": "plateau", "one_cycle": "onecycle", "one-cycle": "onecycle",
+                                          "onecyclelr": "onecycle", "cosineannealinglr": "cosine", "multisteplr": "multistep",
+                                          "linearlr": "linear", "polynomiallr": "polynomial"},
                        dotted=True) = _key("cosine", "shape of the learning rate over training")
     warmup: Span = _key(0, "linear rise before any schedule")
     min_lr: Number = _key(0.0, "the floor", ge=0)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .config import Config
-from .console import History, spell_row
+from .console import History, plot, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import (ahead, how_exact, make_deterministic, pick_device, pick_precision, rng_state, seed_everything,
                               set_rng_state)
@@ -26,12 +26,12 @@ from .loggers import Recorded
 from .losses import keeps_state, loss_arguments
 from .metrics import Numbers, Step, Task, check_monitor, direction
 from .model import Average, prepare, put_back, size_of, spell_count, summary
-from .optim import Update, check_fits, following, make_updates, train_step, untrained
+from .optim import Update, check_fits, check_trained, following, make_updates, train_step
 from .order import is_plain, phases_of
 from .plan import Plan, check_watch, make_plan
 from .registry import build
 from .run import Run
-from .schedule import Schedule, ends_after, followed, make_schedule, plot, take_back, tell_end
+from .schedule import Schedule, ends_after, followed, listens, make_schedule, take_back, tell_end
 from .source import ConfigError, near
 from .spelling import find_key
 from .tensorfile import CheckpointError
@@ -44,12 +44,10 @@ __all__ = ['Trainer']
 # Map of this module, top to bottom:
 #   Trainer     the loop · its state · its session
 #
-# The seams of a system are Task's (22_metrics); evaluations, rows and checkpoints Recorded's (32_loggers); signals Session's
-# (31_events).
+# A system's seams are Task's (22_metrics); evaluations, rows, checkpoints Recorded's (32_loggers); signals Session's (31_events).
 
 # %% ../nbs/33_trainer.ipynb #f7080369
-_KEPT = ("step", "epoch", "batch", "samples", "metrics", "best", "evaluated", "changed", "shaken", "ends",
-         "stopped_early", "judged")  # as they are, in the state
+_KEPT = "step epoch batch samples metrics best evaluated changed shaken ends stopped_early stops judged".split()  # in the state
 
 
 class Trainer(Recorded, Task):
@@ -91,7 +89,7 @@ class Trainer(Recorded, Task):
         if self._manual and self.val_loader and type(self).validation_step is Task.validation_step:
             raise ConfigError("val_loader  with several optimizers write validation_step(batch), which returns what is measured")
         if self.precision.scaled: self.skips = float("inf")  # an overflow is the scale's business
-        self._norms = {}
+        self._norms, self._ended = {}, None  # the schedule whose end has moved, until that is said
         self._scheduler, self.schedule = None if isinstance(scheduler, str) else scheduler, None
         self._make_plan()
 
@@ -103,9 +101,13 @@ class Trainer(Recorded, Task):
     @train_loader.setter
     def train_loader(self, loader: Any) -> None:
         self._all_data = whole = keyed(loader, self.config)
-        phases = phases_of(self._curriculum or self.config.training.curriculum, whole.source)
-        self._phases = {epoch: whole if one is whole.source else keyed(one, self.config, per=whole.per)
+        t = self.config.training
+        phases = phases_of(self._curriculum or t.curriculum, whole.source, self.console.over)
+        self._phases = {epoch: whole if one is whole.source else keyed(one, self.config, per=whole.per, seed=whole.seed)
                         for epoch, one in phases.items()}
+        if t.class_weights is not None and "loss" in vars(self) and not keeps_state(self.loss):  # of other classes, perhaps
+            self.loss_arguments = loss_arguments(t, getattr(whole.source, "dataset", None))
+            if self.loss is not None: Task.settle_loss(self, t.loss)
 
     def _data_at(self, epoch: int) -> KeyedLoader: return self._phases[max(start for start in self._phases if start <= epoch)]
 
@@ -123,15 +125,18 @@ class Trainer(Recorded, Task):
         """Trains to the end, after num_epochs in all if given; goes on from where it is. Returns what was measured.
         num_epochs is the end of this call; the other changes are remembered over a resume, as with set()."""
         with self.once("train()"):
+            if self.rests(bool(changes) or num_epochs not in (None, self.config.training.epochs)): return self.history
             if changes: self.set(**changes)
             self.end_at(num_epochs)
         with self.session(), self.once("train()"):
+            self.begin_call(num_epochs)
             if self.done and not self.halt: self.console.line(f"{self.where} is the end; to go on, train(num_epochs=…)")
             while not self.done: self.train_epoch()
         return self.history
 
     def train_epoch(self) -> None:
         "Trains to the end of the epoch, from where it is."
+        if self.rests(): return
         with self.session(), self.once("train_epoch()"):
             if self.done: return
             self.freezing.at(self.epoch)
@@ -175,6 +180,7 @@ class Trainer(Recorded, Task):
         lr = update.set_lr(self.schedule, self.step)
         if not self._manual: return lr, train_step(window, self.objective, update)
         self._norms = {}
+        for one in self.updates.values(): one.keep()
         found = {name: value for name, value in self.stepped(window[0][1]).items() if value is not None}
         if not self._checked: self.check_numbers(found)
         return lr, self._norms | {name: one.detach() if isinstance(one, torch.Tensor) else one for name, one in found.items()}
@@ -198,17 +204,18 @@ class Trainer(Recorded, Task):
         if not self.batch:
             raise ConfigError(f"train_loader  yields no batch in epoch {self.epoch + 1}; an iterator is used up after one epoch: "
                               "give a list, a DataLoader or a Dataset")
-        every = self.plan.eval_epochs
-        if every and (self.epoch + 1) % every == 0 or self.plan.evaluates(self.step): self.evaluate_now()
+        self.ended_at = self.step
+        if self.console.bar: self.console.bar.at(self.batch, spell_row(self.numbers.newest), last=True)
+        if self.plan.evaluates_after(self.step, self.epoch + 1, self._seconds): self.evaluate_now()
         if self.halt: return
         measured = {key: value for key, value in self.metrics.items() if key.startswith("val_") and self.evaluated == self.step}
         means = self.numbers.of_epoch()
         self.judge("train_", self.metrics | means)  # it may find fault; until here nothing has moved
         data = self.train_loader
         self.metrics, self.epoch, self.batch = self.metrics | means, self.epoch + 1, 0
-        self.numbers.new_epoch()
+        left_out = self.numbers.new_epoch()
         if self.schedule.per == "epoch": self.schedule.moved()
-        row, seconds = means | measured | {"lr": self._first.lr}, round(time.perf_counter() - began, 3)
+        row, seconds = means | measured | {"lr": self._first.lr} | left_out, round(time.perf_counter() - began, 3)
         self.row("epoch", epoch=self.epoch, **row, seconds=seconds)
         self.console.epoch(self.epoch, self.plan.end.amount if self.plan.end.unit == "epochs" else None, row, seconds,
                            self.best.get("step") == self.step)
@@ -240,7 +247,6 @@ class Trainer(Recorded, Task):
 
     # --- several optimizers ------------------------------------------------------------------------
 
-
     def backward(self, loss: torch.Tensor, name: str) -> None:
         "In a training_step with several optimizers: the gradients of a loss for the one of this name."
         if name not in self.updates: raise ConfigError(f"optimizer  no {name} was given; there are {', '.join(self.updates)}")
@@ -269,8 +275,8 @@ class Trainer(Recorded, Task):
             "callbacks": self.listeners.state_dict(), "loss": t.loss, "total": self.schedule.total or self.plan.total,
             "schedule": self.schedule.state_dict(), "followed": followed(self.schedule), "patience": self.patience.state_dict(),
             "averaged": self.average.count if self.average else 0,
-            "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()},
-            "spent": self._seconds, **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups")}}
+            "kinds": {name: type(update.optimizer).__name__ for name, update in self.updates.items()}, "spent": self._seconds,
+            **{key: t[key] for key in ("lr", "weight_decay", "momentum", "betas", "groups", "no_decay", "freeze")}}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None:
@@ -280,7 +286,7 @@ class Trainer(Recorded, Task):
         data = self._data_at(told["epoch"])
         differences = data.differences(told["data"])
         kept = state["optimizers"] if self._manual else {"": state["optimizer"]}
-        check_fits(self.updates, kept, told["kinds"])
+        check_fits(self.updates, kept, told["kinds"], told, self.config.training)
         if differences and not allow_drift:
             raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Use the same data, or allow_drift=True "
                                   "(--allow-drift)")
@@ -296,13 +302,12 @@ class Trainer(Recorded, Task):
         self.numbers, self.rng, self.torn, self.halt, changed = Numbers(told["numbers"]), state["rng"], "", "", self.changed
         if note := take_back(self.schedule, told): self.console.line(note)
         if "patience" in told: self.patience.load_state_dict(told["patience"])
-        self.changed, self.loaded, self._meant, self.spent = {}, True, None, told.get("spent", 0.0)
+        self.changed, self.loaded, self._meant, self.spent, self._behind = {}, True, None, told.get("spent", 0.0), [*self.stops]
         if differences: self.batch = data.batch_like(self.batch, told["data"])
         data.load_state_dict(told["loader"])
         if gone := self.listeners.load_state_dict(told["callbacks"]):
             self.console.line(f"note: the checkpoint has the state of {', '.join(gone)}, which is not among the callbacks")
-        # what was changed while it ran stays so, unless a person says otherwise now
-        self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)
+        self.change({key: now for key, (was, now) in changed.items() if self.config[key] == was}, told)  # unless said anew
 
     def facts(self) -> dict[str, Any]:
         "What the first row of a life tells."
@@ -312,24 +317,29 @@ class Trainer(Recorded, Task):
     # --- changes while it runs --------------------------------------------------------------------
 
     def follow(self, before: Mapping[str, Any]) -> None:
-        "Optimizers, plan and schedule follow the config; what becomes of the rate where the end has moved is said."
-        was = self.schedule
+        "All that has numbers of the config follows it; what becomes of the rate where the end has moved is said."
+        was, t = self.schedule, self.config.training
         if "total" in before and isinstance(was, Schedule): was = was._replace(total=before["total"])
-        for update in self.updates.values(): update.follow(self.config.training, before)
+        if self._ended is None or "total" in before: self._ended = was
+        for update in self.updates.values(): update.follow(t, before)
+        if self.average: self.average.decay = t.ema
         self._make_plan()
         if (ends := ends_after(self.ends, was.total, self.plan.total, self.step)) != self.ends:
             self.ends = ends
             self._make_plan()  # a shape that begins or stays at an end of before
-        if self.step and not self.plan.is_over(self.step, self.epoch, self._seconds):
-            if said := tell_end(was, self.schedule, self.step, self.config.training.lr): self.console.line(said)
+        if self.wishes is not None and not self._opening: self._tell_end()
+
+    def _tell_end(self) -> None:
+        "What becomes of the rate where the end has moved, once all that was asked for is obeyed."
+        said, self._ended = tell_end(self._ended, self.schedule, self.step, self.config.training.lr, self._first.lr), None
+        if said and self.step and not self.plan.is_over(self.step, self.epoch, self._seconds): self.console.line(said)
 
     def planned(self, config: Config) -> tuple[Plan, Any]:
         batches = {epoch: length_of(one) for epoch, one in self._phases.items()}
         at, t = (self.step, self.epoch, self.batch), config.training
         plan, whole = make_plan(config, batches, at), make_plan(self.whole(config), batches, at)
-        mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.scheduler == "plateau" else None
-        return plan, make_schedule(config, plan, self._scheduler, self.validates, mode, self.ends,
-                                   self._first.optimizer, whole)
+        mode = direction(t.monitor or "val_loss", t.monitor_mode) if listens(self._scheduler or t.scheduler) else None
+        return plan, make_schedule(config, plan, self._scheduler, self.validates, mode, self.ends, self._first.optimizer, whole)
 
     def _make_plan(self) -> None:
         state = self.schedule.state_dict() if self.schedule else {}
@@ -345,13 +355,9 @@ class Trainer(Recorded, Task):
         for note in (*self.train_loader.notes(self.config), *self.plan.notes(self.config)): self.console.line(f"note: {note}")
         if t.deterministic: make_deterministic()
         if self.writes: self.open_run()
-        if self.rng is None: seed_everything(t.seed)
-        else: set_rng_state(self.rng)
+        seed_everything(t.seed) if self.rng is None else set_rng_state(self.rng)
         for update in self.updates.values(): update.start_anew()
-        if left := untrained(self.updates, self.model):
-            if not self._chosen:
-                raise ConfigError(f"optimizer  does not have {left}, which the model has now; make a new Trainer")
-            self.console.line(f"note: {left} want a gradient, and no optimizer has them")
+        if note := check_trained(self.updates, self.model, self._chosen): self.console.line(note)
         if self.train_loader.exact and self.batch and self.batch != self.plan.batches:
             self.batch = 0  # the source starts over
             self.numbers.new_epoch()
@@ -364,6 +370,7 @@ class Trainer(Recorded, Task):
             if isinstance(part, torch.nn.Module) and not part.training: part.train()
         self.console.start_bar()
         self.obey()
+        self._tell_end()
         self.tell("fit_start")
 
     def breaks(self, error: BaseException) -> str:
@@ -375,10 +382,12 @@ class Trainer(Recorded, Task):
         "The last evaluation, the last checkpoint; how it ended."
         over = not self.halt and self.done
         evaluates = (self.plan.eval_epochs or self.plan.evals) and not self.plan.is_past(self.step, self.epoch, self.batch)
-        if over and evaluates: self.evaluate_now()
+        if over and evaluates and not self._past: self.evaluate_now()
         status = self.halt or ("finished" if over else "paused")
         if self.step: self.save(final=status == "finished")
         if self.step and self.record: self.record.settled(self.step)
+        if over and self.numbers.skipped and self.config.training.nonfinite != "stop":
+            self.console.line(f"{self.numbers.skipped} of {self.step:,} steps were left out: their gradients were not finite")
         if status == "finished" and self.config.training.restore_best: self.restore_best()
         return status
 
@@ -388,7 +397,7 @@ class Trainer(Recorded, Task):
         best = load_checkpoint("best", only=["model"], within=self.record.run.folder/self.stage, quiet=True)
         load_weights(self.model, best["model_state_dict"])
         if self.average: self.average.begin(self.average.count)
-        self.torn = "has ended with its best weights"
+        self.torn = self.AT_BEST
         told = spell_row({self.best["name"]: self.best["value"]})
         self.console.line(f"the weights are those of step {best['step']:,}, the best  {told}")
 
@@ -402,9 +411,9 @@ class Trainer(Recorded, Task):
         parts = [f"{name or 'optimizer'}: {one.describe(self.config.training)}" for name, one in self.updates.items()]
         return "\n\n".join((repr(self), summary(self.model, depth, **more), *parts, self.freezing.describe(self.epoch)))
 
-    def plot_schedule(self) -> Any:
-        "A picture of the learning rate over all of the training, as it would go from here."
-        return plot(self.schedule, self.config.training.lr, self.plan.total, at=self.step)
+    def plot_schedule(self, total: int | None = None) -> Any:
+        "A picture of the learning rate over all of the training, or so many steps, as it would go from here."
+        return plot(self.schedule, self.config.training.lr, total or self.plan.total, at=self.step)
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(update.optimizer).__name__ for update in self.updates.values())
