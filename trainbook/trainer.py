@@ -288,7 +288,7 @@ class Trainer(Recorded, Task):
         kept = state["optimizers"] if self._manual else {"": state["optimizer"]}
         check_fits(self.updates, kept, told["kinds"], told, self.config.training)
         if differences and not allow_drift:
-            raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Same data, or allow_drift=True (--allow-drift)")
+            raise CheckpointError(f"cannot go on exactly: {'; '.join(differences)}. Same data, or allow_drift (--allow-drift)")
         load_weights(self.model, state["model"])
         if self.average: self.average.begin(told.get("averaged", 0))
         put_back(self.model, state.get("trained", {}))  # beside an average, which is the checkpoint's model
