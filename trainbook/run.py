@@ -27,7 +27,7 @@ from .layers import nested
 from .source import near
 
 # %% auto #0
-__all__ = ['RunError', 'check_name', 'Run', 'branch_points', 'versions', 'main_program', 'git_state', 'runs', 'cut_short',
+__all__ = ['RunError', 'check_name', 'tidy', 'Run', 'branch_points', 'versions', 'main_program', 'git_state', 'runs', 'cut_short',
            'find_run']
 
 # %% ../nbs/08_run.ipynb #ab2b4dd6
@@ -55,7 +55,9 @@ def check_name(name: str) -> str:
                    "beginning with a letter or digit")
 
 
-def _tidy(stem: str) -> str: return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
+def tidy(stem: str) -> str:
+    "A text as it may begin the name of a folder."
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
 
 # %% ../nbs/08_run.ipynb #3e953294
 _INFO = ("id", "name", "created", "parent", "seed",
@@ -89,7 +91,7 @@ class Run:
         config = config or Config.from_dict({})
         if config.training.save_dir:
             return cls._create_at(Path(config.training.save_dir).expanduser(), config, parent, command)
-        stem = check_name(config.run.name) if config.run.name else _tidy(config.whole.name)
+        stem = check_name(config.run.name) if config.run.name else tidy(config.whole.name)
         return cls._fill(_new_folder(Path(config.run.root).expanduser()/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"),
                          config, parent, command)
 
