@@ -73,7 +73,8 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
     try: path = _begins_at(config, word, run)
     except CheckpointError as error:
         if config.optional: return None
-        raise CheckpointError(f"init_from  {error}{near(word.partition('@')[0], config.whole.stage_names)}") from None
+        what = str(error) if str(error).startswith(word) else f"{word}: {error}"
+        raise CheckpointError(f"init_from  {what}{near(word.partition('@')[0], config.whole.stage_names)}") from None
     return load_checkpoint(path, only=config.keep, quiet=True)
 
 
