@@ -458,8 +458,9 @@ def test_1_killed_in_a_stage_that_reads_an_extraction(here):
     resume("r", quiet=True)
     assert stage_state(Run("r"), "head") == "finished" and torch.equal(weights("r/head", "weight"), weights(straight.folder/"head", "weight"))
     assert stage_state(branch("r/head@7", quiet=True), "head") == "finished"
-    dies(lambda: train_stages(small(save_dir="s"), quiet=True), "head:150")
-    assert resume_or_begin(small(save_dir="s"), "s/head@latest", quiet=True) == Run("s") and stage_state(Run("s"), "head") == "finished"
+    more = Config.from_yaml("two.yaml").merge({"save_dir": "s"})
+    dies(lambda: train_stages(more, quiet=True), "head:300")
+    assert resume_or_begin(more, "s/head@latest", quiet=True) == Run("s") and stage_state(Run("s"), "head") == "finished"
 
 
 def test_2_a_stage_that_evaluates(here):
