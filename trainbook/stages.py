@@ -73,8 +73,9 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
     try: path = _begins_at(config, word, run)
     except CheckpointError as error:
         if config.optional: return None
-        what = str(error) if str(error).startswith(word) else f"{word}: {error}"
-        raise CheckpointError(f"init_from  {what}{near(word.partition('@')[0], config.whole.stage_names)}") from None
+        what, stage, names = str(error), word.partition("@")[0], config.whole.stage_names
+        slip = near(stage, names) if stage not in names else ""
+        raise CheckpointError(f"init_from  {what if what.startswith(word) else f'{word}: {what}'}{slip}") from None
     return load_checkpoint(path, only=config.keep, quiet=True)
 
 
