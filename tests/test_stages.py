@@ -493,6 +493,8 @@ def test_3_what_cannot_be_imported_is_refused_and_said(here):
     with pytest.raises(RunError, match=r"r  train was trained with class .*Local, which cannot be imported; run its script again"): resume("r", quiet=True)
     local().train()
     assert Run("r").status == "finished"
+    for do in (lambda: trained("r"), lambda: branch("r@3", quiet=True)):
+        with pytest.raises(RunError, match="cannot be imported"): do()
     dies(lambda: Mine(save_dir="c", callbacks=[Callback()], quiet=True).train(), "coarse:100")
     with pytest.raises(RunError, match="c  train was trained with callback Callback"): resume("c", quiet=True)
 

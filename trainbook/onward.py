@@ -48,22 +48,22 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
         asked = any("stages" in row for row in run.story().of("start", "resume"))
         left = [stage for stage in config.stage_names if stage in told or not asked]
         left = [stage for stage in left if stage_state(run, stage) != "finished"]
+        _check_found(run, left)
         if changes: _tell_changes(run, left, changes)
-        if left: return train_stages(_checked(run, left), run, left, quiet=quiet, allow_drift=allow_drift)
+        if left: return train_stages(run.config, run, left, quiet=quiet, allow_drift=allow_drift)
     others = [stage for stage in config.stage_names if stage_state(run, stage) == "new"]
     print(f"{run.folder} has finished" + (f"; {', '.join(others)} was not asked for" if others else "")
           + f". To go on from any of its checkpoints: trainbook branch {run.folder}@best")
     return run
 
 
-def _checked(run: Run, left: list[str]) -> Config:
-    "The run's config, if all that it was trained with is found by name."
-    for stage in left:
+def _check_found(run: Run, stages: list[str], what: str = "") -> None:
+    "RunError if something that these stages were trained with is not found by name: a class, a callback."
+    for stage in stages:
         rows = list(run.story().of("start", "resume", stage=stage))
-        if rows and (given := rows[-1].get("by_hand")):
+        if rows and (given := [one for one in rows[-1].get("by_hand", ()) if one.startswith(what)]):
             raise RunError(f"{run.folder}  {stage} was trained with {', '.join(given)}, which cannot be imported; run its script "
                            "again with run.on_existing: resume")
-    return run.config
 
 
 def _tell_changes(run: Run, left: list[str], words: list[str]) -> None:
@@ -115,7 +115,7 @@ def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: 
     stage, checkpoint = found.path.parent.name, load_checkpoint(found.path, quiet=True)
     config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name)}})
     names = config.stage_names[config.stage_names.index(stage):] if stage in config.stage_names else config.stage_names
-    _checked(run, [stage])
+    _check_found(run, [stage])
     with held(Run.create(config, parent=(run, stage, checkpoint.facts["step"])), new=True) as child:
         trainer = create_trainer(config.stage(names[0]), child, quiet=quiet, checkpoint=checkpoint, allow_drift=allow_drift)
         trainer.asked = names
@@ -171,6 +171,7 @@ def trained(name: str | Path, trust_code: bool = False) -> BaseTrainer:
     run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
     found = found or select(name)
     use_code(run.folder, trust_code)
+    _check_found(run, [found.path.parent.name], "class")
     config = run.config.stage(found.path.parent.name) if run.config.has_stages else run.config
     plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
     return create_trainer(config.merge({"kind": "evaluate", "init_from": str(found.path), **plain}), run)
