@@ -613,7 +613,8 @@ def test_12_a_stage_is_in_the_config_before_it_has_begun(here, monkeypatch):
 
 def test_13_what_a_started_again_command_says_holds(here):
     words = {"save_dir": "r", "run": {"on_existing": "resume"}}
-    dies(lambda: train_stages(small(**words), only=["coarse"], quiet=True), "coarse:100")
+    small = lambda **more: Config.from_yaml("two.yaml").merge(more)
+    dies(lambda: train_stages(small(**words), only=["coarse"], quiet=True), "coarse:300")
     dies(lambda: train_stages(small(**words, learning_rate=1e-3), only=["coarse"], quiet=True), "coarse:40")
     assert Run("r").config.stage("coarse").training.lr == 1e-3 and Run("r").config.stage("fine").training.lr == 1e-2
     resume("r", quiet=True)
