@@ -224,12 +224,13 @@ def test_damage_in_the_middle_costs_one_row(run):
     assert [row["step"] for row in run.story().of("step")] == [1, 3]
 
 
-def test_a_resume_of_a_stage_supersedes_later_stages_too(run):
+def test_a_resume_of_a_stage_supersedes_rows_of_that_stage_alone(run):
+    """A later stage began with what was there, and its first row says with what; its story stays."""
     with run.write() as ledger:
         ledger.start("one"); ledger.log("step", 1); position = ledger.position; ledger.log("step", 2)
         ledger.start("two"); ledger.log("step", 1)
         ledger.resume("one", 1, position); ledger.log("step", 2)
-    assert [(row["stage"], row["step"]) for row in run.story().of("step")] == [("one", 1), ("one", 2)]
+    assert [(row["stage"], row["step"]) for row in run.story().of("step")] == [("one", 1), ("two", 1), ("one", 2)]
 
 
 def test_the_story_starts_anew_when_the_log_was_replaced(run):

@@ -1,6 +1,7 @@
 """Stages from a config: one run, hand-over of weights, extraction, going on after a kill anywhere, branches; by functions and by the command line."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from trainbook import onward, stages
+from trainbook.cli import main
 from trainbook.config import Config
+from trainbook.events import Callback
+from trainbook.ledger import Ledger
 from trainbook.load import load_checkpoint
-from trainbook.run import Run, runs
+from trainbook.lock import Lock, RunBusy
+from trainbook.run import Run, RunError, runs
 from trainbook.source import ConfigError
-from trainbook.onward import branch, resume, trained
+from trainbook.onward import branch, changes_since, resume, resume_or_begin, trained
 from trainbook.stages import BaseTrainer, create_trainer, stage_state, train_stages
 from trainbook.state import split
 from trainbook.tensorfile import CheckpointError
@@ -56,7 +62,11 @@ class Points(Dataset):
 
 def data(part="coarse", count=160, pause=0.0): return {"train": Points(count, 1, part, pause), "val": TensorDataset(*points(64, 2))}
 def all_points(count=160): return TensorDataset(*points(count, 1))
-def from_file(path, pause=0.0): return {"train": TensorDataset(*[torch.tensor(numpy.load(path)[name]) for name in ("outputs", "targets")])}
+class Kept(TensorDataset):
+    def __getitem__(self, i):
+        due("head")
+        return super().__getitem__(i)
+def from_file(path, pause=0.0): return {"train": Kept(*[torch.tensor(numpy.load(path)[name]) for name in ("outputs", "targets")])}
 '''
 CONFIG = '''
 run: {name: two}
@@ -162,7 +172,9 @@ def test_commands_of_two_stages_share_a_folder(here):
     assert stage_state(Run("both"), "coarse") == stage_state(Run("both"), "fine") == "finished" and stage_state(Run("both"), "features") == "new"
     said = command("resume", "both")
     assert said.returncode == 0 and "both has finished; features was not asked for" in said.stdout
-    assert command("train", "two.yaml", "--stage", "fine", "--save_dir", "both").returncode == 2 or Path("both-2").is_dir()  # begun anew is another run
+    with pytest.raises(CheckpointError, match="stage coarse has no checkpoint in both-2"): train_stages(small(save_dir="both"), only=["fine"], quiet=True)  # begun anew is another run,
+    assert not Path("both-2").exists()  # which is not, if it cannot begin
+    assert train_stages(small(save_dir="both", init_from="both/coarse@best"), only=["fine"], quiet=True).folder == Path("both-2")
 
 
 # --- what a stage begins with ---------------------------------------------------------------------------------------------------------------
@@ -412,3 +424,317 @@ def data(mode, data_path):
 def test_mistakes_are_one_line(here, words, said):
     done = command(*words.split())
     assert done.returncode in (1, 2) and said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1, done
+
+
+# --- what an attack has found -------------------------------------------------------------------------------------------------------------
+
+PIPE = CONFIG.split("  - name: fine")[0] + """
+  - name: head
+    model: {name: "torch.nn:Linear", in_features: 2, out_features: 2}
+    data: {name: "project:from_file", path: "${stages.features.output}"}
+"""
+
+
+def dies(do, die: str) -> None:
+    "A life in a fork of this process that SIGKILL ends at the moment that `die` names."
+    child = os.fork()
+    if not child:
+        os.environ["DIE"] = die
+        if "project" in sys.modules: sys.modules["project"].due.__defaults__[0].clear()
+        try: do()
+        finally: os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def small(**more) -> Config: return Config.from_yaml("two.yaml").merge({"training": {"epochs": 1}} | more)
+
+
+def weights(folder, part="head.weight") -> torch.Tensor: return load_checkpoint(folder, quiet=True)["model_state_dict"][part]
+
+
+def test_1_killed_in_a_stage_that_reads_an_extraction(here):
+    Path("two.yaml").write_text(PIPE)
+    straight = train_stages(small(save_dir="straight"), quiet=True)
+    dies(lambda: train_stages(small(save_dir="r"), quiet=True), "head:150")
+    assert stage_state(Run("r"), "head") == "begun" and Run("r").status == "interrupted"
+    resume("r", quiet=True)
+    assert stage_state(Run("r"), "head") == "finished" and torch.equal(weights("r/head", "weight"), weights(straight.folder/"head", "weight"))
+    assert stage_state(branch("r/head@7", quiet=True), "head") == "finished"
+    more = Config.from_yaml("two.yaml").merge({"save_dir": "s"})
+    dies(lambda: train_stages(more, quiet=True), "head:300")
+    assert resume_or_begin(more, "s/head@latest", quiet=True) == Run("s") and stage_state(Run("s"), "head") == "finished"
+
+
+def test_2_a_stage_that_evaluates(here):
+    Path("two.yaml").write_text(CONFIG.split("  - name: features")[0] + "  - {name: look, kind: evaluate, init_from: coarse}\n")
+    run = train_stages(small(), quiet=True)
+    assert "val_loss" in json.loads((run.folder/"look/metrics.json").read_text()) and stage_state(run, "look") == "finished"
+
+
+class Mine(BaseTrainer):
+    "A system of a script; the loss is its own."
+    defaults = {"model": {"name": "project:Net"}, "data": {"name": "project:data"}, "training": {"lr": 1e-2, "epochs": 1, "batch_size": 16, "loss": "cross_entropy"}}
+    def calculate_loss(self, outputs, targets): return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=0.5)
+
+
+def test_3_a_resume_trains_the_system_that_began(here):
+    straight = Mine(save_dir="straight", save_interval="3 steps", quiet=True)
+    straight.train()
+    dies(lambda: Mine(save_dir="r", save_interval="3 steps", quiet=True).train(), "coarse:100")
+    assert Run("r").config.system == f"{__name__}:Mine"
+    resume("r", quiet=True)
+    assert torch.equal(weights("r"), straight.model.head.weight)
+
+
+def test_3_what_cannot_be_imported_is_refused_and_said(here):
+    class Local(Mine): ...
+    local = lambda: Local(save_dir="r", quiet=True, on_existing="resume", save_interval="3 steps")
+    dies(lambda: local().train(), "coarse:100")
+    with pytest.raises(RunError, match=r"r  train was trained with class .*Local, which cannot be imported; run its script again"): resume("r", quiet=True)
+    local().train()
+    assert Run("r").status == "finished"
+    for do in (lambda: trained("r"), lambda: branch("r@3", quiet=True)):
+        with pytest.raises(RunError, match="cannot be imported"): do()
+    dies(lambda: Mine(save_dir="c", callbacks=[Callback()], quiet=True).train(), "coarse:100")
+    with pytest.raises(RunError, match="c  train was trained with callback Callback"): resume("c", quiet=True)
+
+
+def test_4_a_system_brings_its_config(here):
+    trainer = Mine(batch_size=32, learning_rate=3e-5, save_dir="kw", quiet=True)
+    trainer.train(num_epochs=2)
+    assert trainer.config.training.batch_size == 32 and trainer.config.training.lr == 3e-5 and trainer.epoch == 2
+
+
+def test_5_a_branch_sees_the_stages_of_a_parent_elsewhere(here):
+    run = train_stages(small(save_dir="deep/r"), only=["coarse", "fine"], quiet=True)
+    child = branch(f"{run.folder}/fine@7", quiet=True)
+    assert child.ancestors() == [run] and stage_state(child, "fine") == "finished"
+    os.rename("deep", "gone")
+    assert not child.ancestors()
+
+
+def test_5_an_error_leaves_no_child(here):
+    run = train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    with pytest.raises(WeightsError): branch("r/coarse@7", ["model.arms=4"], quiet=True)
+    assert not run.children() and not runs("runs") and not list((run.folder/"branches").iterdir())
+
+
+def test_6_a_resume_of_an_earlier_stage_leaves_later_ones(here):
+    dies(lambda: train_stages(small(save_dir="r"), only=["coarse"], quiet=True), "coarse:100")
+    fine = train_stages(small(save_dir="r", init_from=None, allow=[]), only=["fine"], quiet=True)
+    assert fine == Run("r") and fine.status == "interrupted"  # coarse was asked for
+    before = weights("r/fine")
+    resume("r", quiet=True)  # 16: what was interrupted earlier is gone on with
+    assert [stage_state(fine, name) for name in ("coarse", "features", "fine")] == ["finished", "new", "finished"]
+    assert torch.equal(before, weights("r/fine")) and [row["stage"] for row in fine.story().of("start")] == ["coarse", "fine"] and fine.status == "finished"
+
+
+def test_7_a_checkpoint_of_another_stage_is_what_one_begins_with(here, capsys):
+    train_stages(small(save_dir="sa"), only=["coarse"], quiet=True)
+    Path("two.yaml").write_text(CONFIG.split("  - name: features")[0] + "  - name: again\n")
+    run = resume_or_begin(small(save_dir="sb"), "sa/coarse@best", ["again"])
+    assert run.folder == Path("sb") and stage_state(run, "again") == "finished" and "is of another training (stage coarse)" in capsys.readouterr().out
+
+
+def test_7_other_words_of_a_resume_are_changes_or_refused(here):
+    small = lambda **more: Config.from_yaml("two.yaml").merge(more)
+    dies(lambda: train_stages(small(save_dir="r"), only=["coarse"], quiet=True), "coarse:300")
+    with pytest.raises(ConfigError, match="save_dir  r/coarse@latest is of the same training, which goes on in r"): resume_or_begin(small(save_dir="x"), "r/coarse@latest", ["coarse"])
+    with pytest.raises(ConfigError, match="batch_size  cannot be changed"): resume_or_begin(small(batch_size=8), "r/coarse@latest", ["coarse"])
+    resume_or_begin(small(learning_rate=1e-3), "r/coarse@latest", ["coarse"], quiet=True)
+    assert load_checkpoint("r", quiet=True)["config"]["training"]["lr"] == 1e-3 and not Path("x").exists()
+
+
+def test_8_nothing_is_told_to_a_run_that_another_trains(here):
+    dies(lambda: train_stages(small(save_dir="r"), only=["coarse"], quiet=True), "coarse:100")
+    with Lock("r"), pytest.raises(RunBusy): resume("r", ["lr=1e-5"], quiet=True)
+    assert not os.listdir("r/inbox")
+
+
+def test_8_a_change_reaches_the_stage_that_it_names(here):
+    dies(lambda: train_stages(small(save_dir="r", init_from=None), only=["coarse", "fine"], quiet=True), "coarse:100")
+    resume("r", ["stages.fine.training.lr=1e-4", "training.weight_decay=0.1"], quiet=True)
+    coarse, fine = (load_checkpoint(f"r/{name}", quiet=True)["config"]["training"] for name in ("coarse", "fine"))
+    assert (coarse["lr"], fine["lr"]) == (1e-2, 1e-4) and coarse["weight_decay"] == fine["weight_decay"] == 0.1
+    with pytest.raises(ConfigError, match="has finished; what a run is made of stays"): resume("r", ["lr=1"], quiet=True)
+
+
+def test_8_of_what_has_finished_nothing_changes(here):
+    dies(lambda: train_stages(small(save_dir="r", init_from=None), only=["coarse", "fine"], quiet=True), "fine:100")
+    with pytest.raises(ConfigError, match="coarse has finished"): resume("r", ["stages.coarse.training.lr=1"], quiet=True)
+
+
+@pytest.mark.parametrize("word, said", [("coarsse", "did you mean coarse"), ("gone.pth", "init_from  gone.pth"), ("old.pth", "head.weight")])
+def test_9_what_a_stage_begins_with_is_looked_up_before_any_is_trained(here, word, said):
+    import project
+    torch.save({"model": project.Net(arms=5).state_dict()}, "old.pth")
+    Path("two.yaml").write_text(CONFIG.replace("  - name: fine\n    init_from: coarse", f"  - name: fine\n    init_from: {word}").replace('    allow: ["head.*"]\n', ""))
+    with pytest.raises((CheckpointError, WeightsError), match=said): train_stages(small(), quiet=True)
+    assert not runs("runs")
+
+
+def test_10_between_two_stages_the_run_is_held_and_runs(here, monkeypatch):
+    seen, made = [], stages.create_trainer
+    def between(config, run, **words):
+        if config.stage_name == "features":
+            child = os.fork()
+            if not child:
+                try: resume("r", quiet=True)
+                except RunBusy: os._exit(7)
+                finally: os._exit(1)
+            seen.extend([Run("r").status, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])])
+            if os.environ.get("DIE"): os.kill(os.getpid(), signal.SIGKILL)
+        return made(config, run, **words)
+    monkeypatch.setattr(stages, "create_trainer", between)
+    dies(lambda: train_stages(small(save_dir="r"), quiet=True), "between")
+    assert Run("r").status == "interrupted" and Run("r").left() == ["features", "fine"]
+    resume("r", quiet=True)
+    assert seen == ["running", 7] and Run("r").status == "finished"
+
+
+def test_11_an_extraction_goes_on_where_its_run_was_moved_to(here, capsys):
+    train_stages(small(save_dir="a/r"), only=["coarse"], quiet=True)
+    Path("two.yaml").write_text(CONFIG.replace("all_points\"}", "all_points\", count: 4000}"))
+    dies(lambda: train_stages(small(save_dir="a/r"), only=["features"], quiet=True), "look:180")
+    os.rename("a", "b")
+    Path("c").mkdir()
+    os.chdir("c")
+    resume("../b/r", quiet=True)
+    assert "begins anew" not in capsys.readouterr().err and Run("../b/r").status == "finished"
+
+
+def test_12_a_stage_is_in_the_config_before_it_has_begun(here, monkeypatch):
+    train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    monkeypatch.setattr(Ledger, "start", lambda self, stage, **facts: os.kill(os.getpid(), signal.SIGKILL))
+    dies(lambda: train_stages(small(save_dir="r", learning_rate=3e-4), only=["fine"], quiet=True), "start")
+    config = Run("r").config
+    assert config.stage("fine").training.lr == 3e-4 and config.stage("coarse").training.lr == 1e-2 and stage_state(Run("r"), "fine") == "new"
+
+
+def test_13_what_a_started_again_command_says_holds(here):
+    words = {"save_dir": "r", "run": {"on_existing": "resume"}}
+    small = lambda **more: Config.from_yaml("two.yaml").merge(more)
+    dies(lambda: train_stages(small(**words), only=["coarse"], quiet=True), "coarse:300")
+    dies(lambda: train_stages(small(**words, learning_rate=1e-3), only=["coarse"], quiet=True), "coarse:40")
+    assert Run("r").config.stage("coarse").training.lr == 1e-3 and Run("r").config.stage("fine").training.lr == 1e-2
+    resume("r", quiet=True)
+    assert load_checkpoint("r", quiet=True)["config"]["training"]["lr"] == 1e-3
+
+
+def test_14_code_that_nobody_agreed_to_is_one_line(here, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(here/"home"))
+    train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    (here/"r/code").mkdir()
+    (here/"r/code/notes.py").write_text("x = 1")
+    for words in ("resume r", "branch r@7", "evaluate r", "predict r out.npz --split val", "train --resume r"):
+        assert main(words.split()) == 2, words
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main("evaluate r --trust-code".split()) == 0
+
+
+def test_15_another_torch_is_refused(here, monkeypatch):
+    Path("base.yaml").write_text(CONFIG)
+    Path("two.yaml").write_text("extends: base.yaml\n")
+    dies(lambda: train_stages(small(save_dir="r"), only=["coarse"], quiet=True), "coarse:100")
+    Path("base.yaml").write_text(CONFIG.replace("1e-2", "1.0"))
+    assert any(line.startswith("base.yaml has changed") for line in changes_since(Run("r")))
+    monkeypatch.setattr(onward, "versions", lambda: {"torch": "9.9"})
+    with pytest.raises(CheckpointError, match="torch was .*, is 9.9.*--allow-drift"): resume("r", quiet=True)
+    assert resume("r", quiet=True, allow_drift=True).status == "finished"
+
+
+def test_17_a_start_that_fails_leaves_no_run(here):
+    with pytest.raises(ConfigError): train_stages(small(save_dir="r", model={"arms": 2, "armz": 3}), only=["coarse"], quiet=True)
+    assert not Path("r").exists()
+    assert train_stages(small(save_dir="r"), only=["coarse"], quiet=True).folder == Path("r")
+
+
+def test_18_a_folder_in_which_somebody_trains_is_refused(here):
+    run = train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    with Lock(run.folder), pytest.raises(RunBusy, match=f"r  is in use by process {os.getpid()}"): train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    assert not Path("r-2").exists()
+
+
+@pytest.mark.parametrize("keep", [[], ["optimizer"]])
+def test_19_weights_are_always_kept(trained_coarse, keep):
+    with pytest.raises(ConfigError, match="keep  has no model"): begins(trained_coarse, keep=keep)
+
+
+class Two(Mine):
+    def build_optimizer(self, model, config): return {name: torch.optim.SGD(part.parameters(), lr=0.1) for name, part in (("body", model.body), ("head", model.head))}
+    def training_step(self, batch): ...
+    def validation_step(self, batch): return {}
+
+
+class Wide(Mine):
+    def __init__(self, *words, **more):
+        self.hidden = 8
+        super().__init__(*words, **more)
+    def build_model(self, config):
+        import project
+        return project.Net(self.hidden, config.model.arguments.get("arms", 2))
+
+
+def test_19_several_optimizers_and_a_system_with_an_init(trained_coarse):
+    with pytest.raises(ConfigError, match="keep  train has several optimizers"): Two(init_from=f"{trained_coarse.folder}/coarse@best", keep=["model", "optimizer"], quiet=True)
+    assert train_stages(small(system=f"{__name__}:Wide"), only=["coarse", "fine"], quiet=True).status == "finished"
+
+
+def test_20_a_file_of_that_name_is_the_file(trained_coarse):
+    import project
+    net = project.Net(arms=2)
+    torch.save({"model": net.state_dict()}, "best.pth")
+    assert torch.equal(begins(trained_coarse, init_from="best.pth").model.body[0].weight, net.body[0].weight)
+
+
+def test_21_names_of_children(here):
+    train_stages(small(save_dir="my runs (2)", run={"name": None}), only=["coarse"], quiet=True)
+    assert branch("my runs (2)/coarse@7", quiet=True).name.startswith("my-runs-2-branch-")
+    assert resume("my runs (2)/coarse@7", quiet=True).name.startswith("my-runs-2-2")
+
+
+def test_22_what_a_stage_begins_with_is_a_word(here, capsys):
+    assert main("train two.yaml --stage fine --init_from 3".split()) == 1 and "init_from  3" in capsys.readouterr().err
+
+
+def test_23_slips_about_stages(here, capsys):
+    run = train_stages(small(), only=["coarse"], quiet=True)
+    features = create_trainer(small().stage("features"), run, quiet=True)
+    features.train(DataLoader(TensorDataset(torch.randn(40, 2), torch.zeros(40)), 10))
+    with numpy.load(run.folder/"features/output.npz") as file: assert len(file["outputs"]) == 40
+    with pytest.raises(ConfigError, match="no stage fien, did you mean fine"): BaseTrainer("two.yaml", stage="fien")
+    with pytest.raises(ConfigError, match="has no stage fine; it has train"): Mine(stage="fine")
+    assert main("train two.yaml --stage fine --run-all-stages".split()) == 2 and main("train --lr 1e-2 two.yaml".split()) == 2
+    assert "as the first word, or behind --config" in capsys.readouterr().err
+
+
+def test_24_mistakes_are_said_where_they_are(here, capsys):
+    assert main("train -model project:Net".split()) == 2 and "project:Net is no BaseTrainer" in capsys.readouterr().err
+    Path("loses.py").write_text("def lost(): return open('no.csv')\n")
+    Path("lost.yaml").write_text('model: {name: "project:Net"}\ndata: {name: "loses:lost"}\n')
+    assert main("train lost.yaml".split()) == 1
+    assert re.search(r"no.csv' \(.*loses.py:\d+\)$", capsys.readouterr().err.strip())
+    Path("bad.yaml").write_text("training: {lrr: 1}")
+    assert main("prove bad.yaml".split()) == 2 and not list(here.glob("prove-*"))
+    torch.save({"model": {}}, "best.pth")
+    assert main("evaluate best.pth".split()) == 2 and "lies in no run" in capsys.readouterr().err
+
+
+def test_25_a_prediction_leaves_its_file_alone(here):
+    run = train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    trainer = trained(run.folder)
+    trainer.write_outputs({"val": trainer.splits["val"]}, "p.npz")
+    assert [path.name for path in here.iterdir() if "p.npz" in path.name] == ["p.npz"]
+
+
+def test_25_a_run_without_a_checkpoint_is_gone_on_with(here):
+    dies(lambda: train_stages(small(save_dir="early"), only=["coarse"], quiet=True), "coarse:5")
+    assert resume_or_begin(small(), "early", ["coarse"], quiet=True) == Run("early") and Run("early").status == "finished"
+
+
+def test_25_a_loss_that_is_told_from_the_first_batch_stays_with_its_stage(here):
+    Path("two.yaml").write_text(CONFIG.replace(", loss: cross_entropy", ""))
+    train_stages(small(save_dir="r", learning_rate=2e-2), only=["coarse"], quiet=True)
+    train_stages(small(save_dir="r"), only=["fine"], quiet=True)
+    coarse, features, fine = (one.training for one in Run("r").config.stages)
+    assert (coarse.loss, features.loss, fine.loss) == ("cross_entropy", None, "cross_entropy") and (coarse.lr, fine.lr) == (2e-2, 1e-2)

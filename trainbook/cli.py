@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import time
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 from . import files  # noqa: F401  its verbs
@@ -26,25 +29,26 @@ __all__ = ['main', 'usage']
 #   main, usage               words in, exit code out
 
 # %% ../nbs/49_cli.ipynb #c15a75a2
-@verb("train", "[--config] FILE | -model SYSTEM [--stage NAME | --run-all-stages] [--init_from X] [--resume_from X] "
+@verb("train", "[--config] FILE | -model SYSTEM [--stage NAME | --run-all-stages] [--init_from X] "
+      "[--resume_from X [--allow-drift] [--trust-code]] "
       "[key=value | --key value …]", "train what a config says, all its stages or one")
 def _train(words: Words) -> None:
     from trainbook.config import Config
     from trainbook.onward import resume_or_begin
     from trainbook.stages import config_of, train_stages
     again = words.option("--resume_from") or words.option("--resume")
-    file, stage, start, _ = (words.option("--config"), words.option("--stage"), words.option("--init_from"),
-                             words.switch("--run-all-stages"))
+    file, stage, start, whole = (words.option("--config"), words.option("--stage"), words.option("--init_from"),
+                                 words.switch("--run-all-stages"))
+    if stage and whole: raise UsageError(f"--stage {stage} and --run-all-stages: which of the two?")
     nameless = not file and (not words.words or words.words[0].startswith("-"))
     system = words.option("--model") if nameless else None
     if again and nameless and not system: return _go_on(again, words)
-    file = system or file or words.take("a config file")
-    read = config_of if system else Config.from_yaml
-    config, asked = read(file), words.rest()
-    if start: asked += [f"stages.{stage or config.stage_names[0]}.init_from={start}" * config.has_stages or f"init_from={start}"]
-    config, only = read(file, asked), [stage] if stage else None
+    drift, trust = words.switch("--allow-drift"), words.switch("--trust-code")
+    file = system or file or words.take("a config file as the first word, or behind --config")
+    config, only = (config_of if system else Config.from_yaml)(file, words.rest()), [stage] if stage else None
+    if start: config = config.merge({"init_from": start}, stage or config.stage_names[0])
     if stage: config.stage(stage)
-    _told(resume_or_begin(config, again, only) if again else train_stages(config, only=only))
+    _told(resume_or_begin(config, again, only, allow_drift=drift, trust_code=trust) if again else train_stages(config, only=only))
 
 
 @verb("resume", "RUN | CHECKPOINT [--allow-drift] [--trust-code] [training.lr=… …]",
@@ -58,14 +62,14 @@ def _go_on(name: str, words: Words) -> None:
     _told(resume(name, words.rest(), allow_drift=drift, trust_code=trust))
 
 
-@verb("branch", "CHECKPOINT [--set key=value …] [--name NAME] [--allow-drift]",
+@verb("branch", "CHECKPOINT [--set key=value …] [--name NAME] [--allow-drift] [--trust-code]",
       "a new run from a checkpoint of another one (RUN@1200), with changes")
 def _branch(words: Words) -> None:
     from trainbook.onward import branch
-    name, drift, changes = words.option("--name"), words.switch("--allow-drift"), []
+    name, drift, trust, changes = words.option("--name"), words.switch("--allow-drift"), words.switch("--trust-code"), []
     while (change := words.option("--set")) is not None: changes.append(change)
     checkpoint = words.take("a checkpoint, for instance RUN@1200")
-    _told(branch(checkpoint, [*changes, *words.rest()], name, allow_drift=drift))
+    _told(branch(checkpoint, [*changes, *words.rest()], name, allow_drift=drift, trust_code=trust))
 
 
 def _told(run: Any) -> None:
@@ -119,35 +123,39 @@ def _split_of(trainer: Any, name: str) -> Any:
     raise UsageError(f"there is no split {name}{near(name, trainer.splits, '; the data has ' + ', '.join(trainer.splits))}")
 
 
-@verb("evaluate", "CHECKPOINT [--split NAME]", "measure a checkpoint (RUN@best) on a split of its data (val)")
+@verb("evaluate", "CHECKPOINT [--split NAME] [--trust-code]", "measure a checkpoint (RUN@best) on a split of its data (val)")
 def _evaluate(words: Words) -> None:
     from trainbook.console import spell_row
     from trainbook.onward import trained
-    split, name = words.option("--split") or "val", words.take("a checkpoint"); words.done()
-    trainer = trained(name)
+    split, trust = words.option("--split") or "val", words.switch("--trust-code")
+    name = words.take("a checkpoint"); words.done()
+    trainer = trained(name, trust)
     found = trainer.evaluate({split: _split_of(trainer, split)})
     told = {key.replace(f"test_{split}_", f"{split}_"): value for key, value in found.items()}
     print(safe(f"{trainer.begins}  {spell_row(told)}"))
 
 
-@verb("predict", "CHECKPOINT FILE.npz | FILE.safetensors [--split NAME]",
+@verb("predict", "CHECKPOINT FILE.npz | FILE.safetensors [--split NAME] [--trust-code]",
       "write what a checkpoint gives for a split of its data (test)")
 def _predict(words: Words) -> None:
     from trainbook.onward import trained
-    split, name, file = words.option("--split") or "test", words.take("a checkpoint"), words.take("a file"); words.done()
-    trainer = trained(name)
+    split, trust = words.option("--split") or "test", words.switch("--trust-code")
+    name, file = words.take("a checkpoint"), words.take("a file"); words.done()
+    trainer = trained(name, trust)
     print(safe(trainer.write_outputs({split: _split_of(trainer, split)}, file)))
 
 # %% ../nbs/49_cli.ipynb #6f12a4ca
 @verb("prove", "CONFIG [--kills N] [--seed N] [key=value | --key value …]",
       "train, kill copies at random moments, resume them, compare every bit")
 def _prove(words: Words) -> int:
+    from trainbook.config import Config
     from trainbook.prove import TRAIN, prove
     numbers = {name: words.option(f"--{name}") for name in ("kills", "seed")}
     if odd := [f"--{name} {value}" for name, value in numbers.items() if value and not value.isdigit()]:
         raise UsageError(f"expected a whole number, found {odd[0]}")
-    file = words.take("a config file")
-    proof = prove(file, **{name: int(value) for name, value in numbers.items() if value}, train=[*TRAIN, *words.rest()])
+    file, more = words.take("a config file"), words.rest()
+    Config.from_yaml(file, more)  # a mistake in it is no failed proof
+    proof = prove(file, **{name: int(value) for name, value in numbers.items() if value}, train=[*TRAIN, *more])
     for line in repr(proof).splitlines(): print(safe(line))
     return 0 if proof.equal else 1
 
@@ -165,6 +173,7 @@ def main(words: list[str] | None = None) -> int:
     except Exception as error:
         if (code := _exit_code(error)) is None: raise
         text = f"trainbook {' '.join(words[:1])}: {error}" if isinstance(error, (UsageError, OSError)) else str(error)
+        if isinstance(error, OSError): text += _place_of(error)
         for line in text.splitlines(): print(safe(line), file=sys.stderr)
         return code
 
@@ -201,9 +210,17 @@ def _exit_code(error: Exception) -> int | None:
     from trainbook.lock import RunBusy
     from trainbook.run import RunError
     from trainbook.source import ConfigError
-    if isinstance(error, (ConfigError, RunError)): return 2
+    from trainbook.trust import NotTrusted
+    if isinstance(error, (ConfigError, RunError, NotTrusted)): return 2
     checkpoints = sys.modules.get("trainbook.tensorfile")  # whoever raised one has it loaded; nobody else waits for torch
     return 1 if isinstance(error, (RunBusy, *([checkpoints.CheckpointError] if checkpoints else []))) else None
+
+
+def _place_of(error: Exception) -> str:
+    "The line of a person's own code in which it was raised, if it was."
+    ours = (str(Path(__file__).resolve().parent), *(sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")))
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*ours, "<"))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own and own[-1].name != "<module>" else ""
 
 
 def usage(name: str = "") -> str:

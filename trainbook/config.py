@@ -68,14 +68,15 @@ class Config:
         return cls(sheets, str(path))
 
     @classmethod
-    def from_dict(cls, values: dict, where: str = "dict", overrides: Iterable[str] = ()) -> Config:
-        "A config from Python data in any spelling, for instance a trainer's keywords; overrides are words of a command line."
+    def from_dict(cls, values: dict, where: str = "dict", overrides: Iterable[str] = (), stage: str | None = None) -> Config:
+        """A config from Python data in any spelling, for instance a trainer's keywords; overrides are words of a command line.
+        `stage` if it is what a checkpoint has, the config of one stage, which may name others that are not in it."""
         errors = ([f"{where}  extends  is for files; read them with Config.from_yaml and merge"]
                   if "extends" in (values or ()) else [])
         sheets = [sheet_of(written(values, Place(where)), errors)]
         if words := list(overrides): sheets.append(sheet_of_words(read_words(words), sheets, errors))
         if errors: raise ConfigError(*errors)
-        return cls(sheets, where)
+        return cls(sheets, where, stage)
 
     @classmethod
     def settle(cls, config: Config | dict | str | Path | None, words: dict, stage: str | None = None) -> Config:
@@ -85,10 +86,11 @@ class Config:
         if stage in config.stage_names and config.has_stages: config = config.stage(stage)
         return config.merge(cls.from_dict(words, "keyword")) if words else config
 
-    def merge(self, other: Config | dict) -> Config:
-        "Another config in which `other` wins, also over stages; of a stage's config, in that stage alone."
+    def merge(self, other: Config | dict, stage: str | None = None) -> Config:
+        "Another config in which `other` wins, also over stages; of a stage's config, or with `stage`, in that stage alone."
         other = other if isinstance(other, Config) else Config.from_dict(other, "merge")
-        above, stage = 1 + max(sheet.group for sheet in self._sheets), self._stage if stages_of(self._sheets) else None
+        above = 1 + max(sheet.group for sheet in self._sheets)
+        stage = (stage or self._stage) if stages_of(self._sheets) else None
         sheets = [replace(_of_stage(sheet, stage), group=sheet.group + above) for sheet in other._sheets]
         return Config([*self._sheets, *sheets], self._title, self._stage)
 
@@ -118,9 +120,13 @@ class Config:
         return Config(self._sheets, self._title) if self._stage else self
 
     @property
-    def file(self) -> dict[str, str] | None:
-        "The file that it was read from and the sha256 of that; None if there is none."
-        try: return {"file": self._title, "sha256": hashlib.sha256(Path(self._title).read_bytes()).hexdigest()}
+    def file(self) -> dict[str, Any] | None:
+        "The file that it was read from and the sha256 of that, `parents` by their files too; None if there is none."
+        of = lambda path: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        named = {setting.place.where for sheet in self._sheets for layer in (sheet.top, *(sheet.stages or {}).values())
+                 for setting in layer.values()} - {self._title}
+        try: return {"file": self._title, "sha256": of(self._title),
+                     "parents": {path: of(path) for path in sorted(named) if Path(path).is_file()}}
         except OSError: return None
 
     @property

@@ -20,7 +20,7 @@ from .schema import Root
 from .source import ConfigError, Place, near, written
 
 # %% auto #0
-__all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'read_rows', 'last_row', 'Story', 'tell', 'check_changes', 'Ledger']
+__all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'read_rows', 'last_row', 'Story', 'unfinished', 'tell', 'check_changes', 'Ledger']
 
 # %% ../nbs/07_ledger.ipynb #e251594b
 # Map of this module, top to bottom:
@@ -105,7 +105,7 @@ class Story:
         self.poll()
 
     def _forget(self) -> None:
-        self.rows, self._begins, self._offset, self._stages, self._controls = [], [], 0, {}, set()
+        self.rows, self._begins, self._offset, self._controls = [], [], 0, set()
 
     def poll(self) -> list[dict]:
         "New rows of the log, after they were added to (or, for a resume, cut from) the story."
@@ -118,10 +118,7 @@ class Story:
             if row: new.append(row); self._add(row, begin)
         return new
 
-    def _at(self, row: dict) -> tuple[int, int]: return self._stages.get(row.get("stage"), -1), row.get("step", 0)
-
     def _add(self, row: dict, begin: int) -> None:
-        if row.get("stage") is not None: self._stages.setdefault(row["stage"], len(self._stages))
         if row["event"] == "resume": self._cut(row)
         if row["event"] == "control" and row["id"] in self._controls: return
         self.rows.append(row)
@@ -129,11 +126,11 @@ class Story:
         if row["event"] == "control": self._controls.add(row["id"])
 
     def _cut(self, resume: dict) -> None:
-        "What lies after the point of a resume is superseded, and results at it that its checkpoint did not know."
-        point, known = (self._stages.get(resume.get("stage"), -1), resume["from"]), resume.get("position", float("inf"))
+        "Of its stage, what lies after the point of a resume is superseded, and results at it that its checkpoint did not know."
+        stage, point, known = resume.get("stage"), resume["from"], resume.get("position", float("inf"))
         def stays(row: dict, begin: int) -> bool:
             again = begin >= known and row["event"] in ("step", "eval", "epoch")
-            return self._at(row) < point or self._at(row) == point and not again
+            return row.get("stage") != stage or row.get("step", 0) < point or row.get("step", 0) == point and not again
         kept = [(row, begin) for row, begin in zip(self.rows, self._begins) if stays(row, begin)]
         self.rows, self._begins = [row for row, _ in kept], [begin for _, begin in kept]
         self._controls = {row["id"] for row in self.rows if row["event"] == "control"}
@@ -143,6 +140,16 @@ class Story:
         return (row for row in self.rows if row["event"] in events and stage in (None, row.get("stage")))
 
 # %% ../nbs/07_ledger.ipynb #310111d9
+def unfinished(folder: str | Path) -> list[str]:
+    "The stages that were asked for, in whichever life, and that have not finished."
+    asked, ended = {}, {}
+    rows = [(begin, row) for word in (b'"stages"', b'"status"') for begin, _, row in _rows(folder, 0, word) if row]
+    for _, row in sorted(rows, key=lambda pair: pair[0]):
+        if isinstance(row.get("stages"), list): asked |= dict.fromkeys(row["stages"])
+        ended[row.get("stage")] = row.get("status")
+    return [stage for stage in asked if ended.get(stage) != "finished"]
+
+
 COMMANDS = ("pause", "resume", "stop", "save", "evaluate", "set")
 
 

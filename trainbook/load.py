@@ -272,7 +272,7 @@ def load_model(name: str | Path, trust_code: bool = False, **given: Any) -> torc
     if not isinstance(checkpoint.get("config"), dict):
         raise CheckpointError(f"{checkpoint.path}  has no config to build the model from; build it yourself, then "
                               "load_weights(model, load_checkpoint(name)[\"model_state_dict\"])")
-    config = Config.from_dict(checkpoint["config"], str(checkpoint.path))
+    config = Config.from_dict(checkpoint["config"], str(checkpoint.path), stage="train")
     if config.model.name and not _is_registered(config.model.name):
         check_trust([config.model.name], trust_code=trust_code, where=str(checkpoint.path))
     model = build("model", config, **given)
@@ -288,7 +288,7 @@ def _is_registered(name: str) -> bool:
 # %% ../nbs/29_load.ipynb #7834175e
 def drift(config: Config, checkpoint: Checkpoint) -> str:
     "Which numbers of training and model a config has otherwise than the checkpoint's; nothing if none."
-    theirs = Config.from_dict(checkpoint.facts.get("config") or {}, str(checkpoint.path))
+    theirs = Config.from_dict(checkpoint.facts.get("config") or {}, str(checkpoint.path), stage="train")
     passing = ("training.save_dir", "training.loss", "training.device")
     other = {key: pair for key, pair in config.diff(theirs).items()
              if key.startswith(("training.", "model.")) and key not in passing}

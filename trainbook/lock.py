@@ -109,14 +109,21 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return about.st_dev, about.st_ino
 
 
-class Lock:
-    "The right to write a run folder, held until released or until the process ends."
+_LENT: dict[tuple[int, int], Lock] = {}  # held, and to be had by the next one of this process that asks
 
-    def __init__(self, folder: str | Path):
+
+class Lock:
+    """The right to write a run folder, held until released or until the process ends. With `lends` another Lock of this
+    process may have it meanwhile, one at a time, and gives it back: work of several trainers in which nobody may break in."""
+
+    def __init__(self, folder: str | Path, lends: bool = False):
         self.folder, self.token = Path(folder), uuid.uuid4().hex
         self._there = self.folder.absolute()  # the current folder may change
-        self.fd = self.identity = None
-        with _ENTERING: self._take(self.folder/".lock")
+        self.fd = self.identity = self._lender = None
+        with _ENTERING:
+            self._take(self.folder/".lock")
+            if lends: _LENT[self.identity] = self
+        if self._lender: return
         try:
             write_whole(self.folder/"owner.json", json.dumps({
                 "format": 1, "token": self.token, "pid": os.getpid(), "host": platform.node(), "since": time.time()}))
@@ -124,6 +131,9 @@ class Lock:
 
     def _take(self, path: Path) -> None:
         if _HELD.get(_identity(path)) == os.getpid():
+            if lender := _LENT.pop(_identity(path), None):
+                self._lender, self.fd, self.identity, self.token = lender, lender.fd, lender.identity, lender.token
+                return
             raise RunBusy(f"{self.folder}  is in use in this process; "
                           "stop() the trainer that writes it, or wait until it is done")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -146,9 +156,13 @@ class Lock:
                                 "nothing more is written")
 
     def release(self) -> None:
-        if self.fd is not None:
-            if _HELD.get(self.identity) == os.getpid(): del _HELD[self.identity]
-            os.close(self.fd)
+        if self.fd is None: return
+        with _ENTERING:
+            if _LENT.get(self.identity) is self: del _LENT[self.identity]
+            if self._lender: _LENT[self.identity] = self._lender
+            else:
+                if _HELD.get(self.identity) == os.getpid(): del _HELD[self.identity]
+                os.close(self.fd)
             self.fd = None
 
     def __enter__(self) -> Lock: return self

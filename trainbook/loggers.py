@@ -83,6 +83,7 @@ class Recorded(Session):
     def state_dict(self) -> dict[str, Any]: return {}
     def load_state_dict(self, state: Mapping[str, Any], allow_drift: bool = False) -> None: ...
     def facts(self) -> dict[str, Any]: return {}  # of the first row
+    def keep_config(self, run: Run) -> None: "The run is ours and this life's first row is not written; what holds may be."
     def _batches(self, loader: KeyedLoader, **how: Any) -> Iterator[tuple[int, Any]]: return loader.batches(0)
     def planned(self, config: Config) -> Any: "The plan of a config; ConfigError if training cannot go on with it."
     def follow(self, before: Mapping[str, Any]) -> None: "The config is another now; `before` are the numbers so far."
@@ -98,6 +99,7 @@ class Recorded(Session):
         self.record = Record(run, self.stage, self.config)  # nothing is read before it is ours
         if goes_on and self.origin is None and steps(run.folder/self.stage):
             self._go_on_from(load_checkpoint(run.folder/self.stage, quiet=True), self.allow_drift)
+        self.keep_config(run)
         facts = self.facts()
         self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **facts)
         self.run, self.console.file, self.loaded = run, run.folder/"train.log", False
@@ -237,7 +239,7 @@ class Recorded(Session):
         self._settle(wanted, "first batch")
         if not inferred: return
         self.console.line(f"loss: {wanted}, told from the first batch")
-        if self.record: write_whole(self.record.run.folder/"config.yaml", self.config.whole.to_yaml())
+        if self.record: self.record.run.keep(self.stage, {("training", "loss"): wanted})
 
     def _settle(self, wanted: Any, where: str) -> None:
         super().settle_loss(wanted)

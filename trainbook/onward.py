@@ -13,11 +13,14 @@ from typing import Any
 
 from .cells import use_code
 from .config import Config
-from .ledger import tell
+from .events import origin_of
+from .ledger import check_changes, tell
 from .load import load_checkpoint, select
-from .run import Run, RunError, find_run, git_state, versions
-from .source import ConfigError
-from .stages import BaseTrainer, create_trainer, stage_state, train_stages
+from .run import Run, RunError, find_run, git_state, tidy, versions
+from .source import ConfigError, dotted, spell
+from .stages import BaseTrainer, create_trainer, held, stage_state, train_stages
+from .stepfolder import steps
+from .tensorfile import CheckpointError
 
 # %% auto #0
 __all__ = ['resume', 'branch', 'resume_or_begin', 'trained', 'changes_since']
@@ -36,30 +39,51 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
     "Goes on with a run, wherever it was interrupted. From a checkpoint that is not its newest, in a branch."
     run, found = (name, None) if isinstance(name, Run) else _meant(name)
     use_code(run.folder, trust_code)
-    config = run.config
-    _tell_changes(run, list(changes))
-    for line in () if quiet else changes_since(run): print(f"  {line}")
+    changes = list(changes)
+    _check_drift(run, allow_drift, quiet)
     if found and found.path != select("latest", within=found.path.parent).path:
-        return _from_there(run, found, config, quiet, allow_drift)
-    rows = [row for row in run.story().of("start", "resume") if "stages" in row]
-    asked = rows[-1]["stages"] if rows else config.stage_names
-    left = [stage for stage in asked if stage_state(run, stage) != "finished"]
-    if not left:
-        others = [stage for stage in config.stage_names if stage not in asked and stage_state(run, stage) == "new"]
-        print(f"{run.folder} has finished" + (f"; {', '.join(others)} was not asked for" if others else "")
-              + f". To go on from any of its checkpoints: trainbook branch {run.folder}@best")
-        return run
-    return train_stages(config, run, asked, quiet=quiet, allow_drift=allow_drift)
+        return _from_there(run, found, Config.from_yaml(run.folder/"config.yaml", changes), quiet, allow_drift)
+    with held(run):
+        told, config = run.left(), run.config
+        asked = any("stages" in row for row in run.story().of("start", "resume"))
+        left = [stage for stage in config.stage_names if stage in told or not asked]
+        left = [stage for stage in left if stage_state(run, stage) != "finished"]
+        _check_found(run, left)
+        if changes: _tell_changes(run, left, changes)
+        if left: return train_stages(run.config, run, left, quiet=quiet, allow_drift=allow_drift)
+    others = [stage for stage in config.stage_names if stage_state(run, stage) == "new"]
+    print(f"{run.folder} has finished" + (f"; {', '.join(others)} was not asked for" if others else "")
+          + f". To go on from any of its checkpoints: trainbook branch {run.folder}@best")
+    return run
 
 
-def _tell_changes(run: Run, words: list[str]) -> None:
-    "Numbers that are changed on the way are told to the run, as while it runs; anything else would be another training."
-    other = Config.from_yaml(run.folder/"config.yaml", words).diff(run.config) if words else {}
-    found = {re.sub(r"^stages\.[^.]+\.", "", key): now for key, (now, _) in other.items()}
-    try: found and tell(run.folder, "set", found)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; what a run is made of stays. Another run from here: trainbook branch {run.folder} "
-                          f"{' '.join(f'--set {word}' for word in words)}") from None
+def _check_found(run: Run, stages: list[str], what: str = "") -> None:
+    "RunError if something that these stages were trained with is not found by name: a class, a callback."
+    for stage in stages:
+        rows = list(run.story().of("start", "resume", stage=stage))
+        if rows and (given := [one for one in rows[-1].get("by_hand", ()) if one.startswith(what)]):
+            raise RunError(f"{run.folder}  {stage} was trained with {', '.join(given)}, which cannot be imported; run its script "
+                           "again with run.on_existing: resume")
+
+
+def _tell_changes(run: Run, left: list[str], words: list[str]) -> None:
+    "Changes hold from here on: the stage that goes on is told, as while it runs; for those after it they are written."
+    wanted, was, told, kept = Config.from_yaml(run.folder/"config.yaml", words), run.config, {}, {}
+    hint = f"what a run is made of stays. Another run from here: trainbook branch {run.folder} " + " ".join(
+        f"--set {word}" for word in words)
+    named = {found[1] for word in words if (found := re.match(r"-*stages\.([^.=]+)\.", word))}
+    if gone := sorted(named - {*left}) or not left and ["all of it"]:
+        raise ConfigError(f"{' '.join(words)}  {', '.join(gone)} has finished; {hint}")
+    for stage in left:
+        new, old = (config.stage(stage).leaves() for config in (wanted, was))
+        other, begun = {path: now for path, now in new.items() if old.get(path, old) != now}, stage_state(run, stage) != "new"
+        fixed = {dotted(path): now for path, now in other.items() if begun or path[0] in ("run", "search")}
+        try: numbers = check_changes(fixed)
+        except ConfigError as error: raise ConfigError(f"{error}; {hint}") from None
+        if begun and stage == left[0]: told = numbers
+        else: kept[stage] = other
+    for stage, other in kept.items(): run.keep(stage, other)
+    if told: tell(run.folder, "set", told)
 
 
 def _meant(name: str | Path) -> tuple[Run, Any]:
@@ -68,58 +92,86 @@ def _meant(name: str | Path) -> tuple[Run, Any]:
     except RunError as error:
         found = select(name)
         if not found.ours or not (found.path.parent.parent/"run.json").exists():
-            raise RunError(f"{name}  is a checkpoint outside of a run; train with init_from: {name}") from error
+            raise RunError(f"{name}  lies in no run, so that nothing tells its system and its data; to begin a training with it: "
+                           f"init_from: {name}") from error
         return Run(found.path.parent.parent), found
 
 # %% ../nbs/47_onward.ipynb #9d60f53a
 def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None = None, allow_drift: bool = False,
-           quiet: bool = False) -> Run:
+           trust_code: bool = False, quiet: bool = False) -> Run:
     "A new run that goes on from a checkpoint of another one, with changes: [\"training.lr=1e-4\"]; the old one stays as it is."
     found = select(name)
     if not found.ours or not (found.path.parent.parent/"run.json").exists():
         raise RunError(f"{name}  is not in a run; train with init_from: {name}")
     run = Run(found.path.parent.parent)
-    use_code(run.folder)
+    use_code(run.folder, trust_code)
     config = Config.from_yaml(run.folder/"config.yaml", changes)
-    config = config.merge({"run": {"name": new_name or f"{run.name[:60]}-branch"}})
+    config = config.merge({"run": {"name": new_name or f"{tidy(run.name)}-branch"}})
     return _from_there(run, found, config, quiet, allow_drift)
 
 
 def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: bool = False) -> Run:
     "A child run, trained from the checkpoint on: its stage, and those after it."
     stage, checkpoint = found.path.parent.name, load_checkpoint(found.path, quiet=True)
-    config = config.merge({"training": {"save_dir": None}})
-    child = Run.create(config, parent=(run, stage, checkpoint.facts["step"]))
+    config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name)}})
     names = config.stage_names[config.stage_names.index(stage):] if stage in config.stage_names else config.stage_names
-    trainer = create_trainer(config.stage(names[0]), child, quiet=quiet, checkpoint=checkpoint, allow_drift=allow_drift)
-    trainer.asked = names
-    trainer.train()
-    return child if trainer.halt else train_stages(config, child, names, quiet=quiet)
+    _check_found(run, [stage])
+    with held(Run.create(config, parent=(run, stage, checkpoint.facts["step"])), new=True) as child:
+        trainer = create_trainer(config.stage(names[0]), child, quiet=quiet, checkpoint=checkpoint, allow_drift=allow_drift)
+        trainer.asked = names
+        trainer.train()
+        return child if trainer.halt else train_stages(config, child, names, quiet=quiet)
 
 # %% ../nbs/47_onward.ipynb #0d2cf506
-def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None = None, quiet: bool = False) -> Run:
-    "Of the same system, model and data: goes on with a checkpoint. Otherwise its weights are what this config begins with."
-    found = load_checkpoint(name, only=[], quiet=True)
-    theirs, of = Config.from_dict(found.facts.get("config") or {}), ("system", "model", "data")
-    first = config.stage(next(iter(only or config.stage_names)))
-    other = [key for key in first.diff(theirs) if key.partition(".")[0] in of and key not in _LOADING]
-    if not other and (found.path.parent.parent/"run.json").exists(): return resume(name, quiet=quiet)
+def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None = None, **how: Any) -> Run:
+    """Of the same stage, system, model and data: goes on with a checkpoint, with the numbers that are other now; `how` are
+    words of resume. Otherwise its weights are what this config begins with."""
+    only = list(only or ())
+    try: found = load_checkpoint(name, only=[], quiet=True)
+    except CheckpointError:
+        if not (run := _without_checkpoint(name)): raise
+        return _same(config, run, next(iter(only or config.stage_names)), run.folder, how)
+    stage, run = found.path.parent.name, origin.run if (origin := origin_of(found)) else None
+    theirs, of = Config.from_dict(found.facts.get("config") or {}, stage="train"), ("system", "model", "data")
+    first = config.stage(next(iter(only or ([stage] if stage in config.stage_names else config.stage_names))))
+    other = [f"stage {stage}"] if run and stage != first.stage_name else []
+    other += [key for key in first.diff(theirs) if key.partition(".")[0] in of and key not in _LOADING]
+    if run and not other: return _same(config, run, stage, name, how)
     why = ", ".join(other[:4]) or "it lies in no run"
-    if not quiet: print(f"{name} is of another training ({why}); its weights are what this one begins with")
-    words: dict = {"init_from": str(found.path), "allow": ["*"]}
-    names = config.stage_names if config.has_stages else []
-    if names: words = {"stages": [{"name": stage, **(words if stage == first.name else {})} for stage in names]}
-    return train_stages(config.merge(words), only=only, quiet=quiet)
+    if not how.get("quiet"): print(f"{name} is of another training ({why}); its weights are what this one begins with")
+    words = {"init_from": str(found.path), "allow": ["*"]}
+    return train_stages(config.merge(words, first.stage_name), only=only, quiet=how.get("quiet", False))
+
+
+def _without_checkpoint(name: str | Path) -> Run | None:
+    "A run that was interrupted before its first checkpoint."
+    try: run = find_run(name)
+    except RunError: return None
+    return run if not any(steps(run.folder/stage) for stage in run.config.stage_names) else None
+
+
+def _same(config: Config, run: Run, stage: str, name: Any, how: dict) -> Run:
+    "The run goes on. What the config has otherwise in this stage are its changes; another folder would be another run."
+    told = config.training.save_dir
+    if told and Path(told).expanduser().resolve() != run.folder.resolve():
+        raise ConfigError(f"{config.place('training.save_dir')}  save_dir  {name} is of the same training, which goes on in "
+                          f"{run.folder}; for another run from it: trainbook branch {name}")
+    mine, theirs = config.stage(stage).leaves(), run.config.stage(stage).leaves()
+    other = {path: now for path, now in mine.items() if path[0] == "training" and path[1] not in ("save_dir", "loss")
+             and theirs.get(path, theirs) != now}
+    return resume(name, [f"{dotted((*(('stages', stage) if run.config.has_stages else ()), *path))}={spell(now)}"
+                         for path, now in other.items()], **how)
 
 
 _LOADING = ("data.num_workers", "data.prefetch", "data.pin_memory")
 
 # %% ../nbs/47_onward.ipynb #21462597
-def trained(name: str | Path) -> BaseTrainer:
+def trained(name: str | Path, trust_code: bool = False) -> BaseTrainer:
     "The system of a checkpoint in a run, with its weights: to evaluate, and to predict with."
     run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
     found = found or select(name)
-    use_code(run.folder)
+    use_code(run.folder, trust_code)
+    _check_found(run, [found.path.parent.name], "class")
     config = run.config.stage(found.path.parent.name) if run.config.has_stages else run.config
     plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
     return create_trainer(config.merge({"kind": "evaluate", "init_from": str(found.path), **plain}), run)
@@ -133,8 +185,19 @@ def changes_since(run: Run) -> list[str]:
     if before and here and before["commit"] != here["commit"]:
         lines.append(f"the code was at commit {before['commit'][:10]}, is at {here['commit'][:10]}")
     told = run.info.get("config") or {}
-    path = Path(run.info.get("cwd", "."))/told.get("file", "")
-    there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
-    if told and there != told["sha256"]:
-        lines.append(f"{told['file']} {'has changed' if there else 'is gone'}; the run goes on with {run.folder}/config.yaml")
+    hashes = {told["file"]: told["sha256"], **told.get("parents", {})} if told else {}
+    for name, was_hash in hashes.items():
+        path = Path(run.info.get("cwd", "."))/name
+        there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+        if there != was_hash:
+            lines.append(f"{name} {'has changed' if there else 'is gone'}; the run goes on with {run.folder}/config.yaml")
     return lines
+
+
+def _check_drift(run: Run, allow_drift: bool, quiet: bool) -> None:
+    "Says what is other now. Another torch computes other bits."
+    for line in () if quiet else changes_since(run): print(f"  {line}")
+    was, now = run.info["versions"].get("torch"), versions().get("torch")
+    if was != now and not allow_drift:
+        raise CheckpointError(f"cannot go on exactly: torch was {was}, is {now}. Install that one, or allow_drift=True "
+                              "(--allow-drift)")

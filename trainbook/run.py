@@ -21,12 +21,13 @@ from importlib import metadata
 from pathlib import Path
 
 from .config import Config
-from .ledger import Ledger, Story, last_row, tell
-from .lock import Lock, holder, read_small, sync_folder, write_whole
+from .ledger import Ledger, Story, last_row, tell, unfinished
+from .lock import Lock, RunBusy, describe, holder, read_small, sync_folder, write_whole
+from .layers import nested
 from .source import near
 
 # %% auto #0
-__all__ = ['RunError', 'check_name', 'Run', 'branch_points', 'versions', 'main_program', 'git_state', 'runs', 'cut_short',
+__all__ = ['RunError', 'check_name', 'tidy', 'Run', 'branch_points', 'versions', 'main_program', 'git_state', 'runs', 'cut_short',
            'find_run']
 
 # %% ../nbs/08_run.ipynb #ab2b4dd6
@@ -54,7 +55,9 @@ def check_name(name: str) -> str:
                    "beginning with a letter or digit")
 
 
-def _tidy(stem: str) -> str: return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
+def tidy(stem: str) -> str:
+    "A text as it may begin the name of a folder."
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
 
 # %% ../nbs/08_run.ipynb #3e953294
 _INFO = ("id", "name", "created", "parent", "seed",
@@ -88,7 +91,7 @@ class Run:
         config = config or Config.from_dict({})
         if config.training.save_dir:
             return cls._create_at(Path(config.training.save_dir).expanduser(), config, parent, command)
-        stem = check_name(config.run.name) if config.run.name else _tidy(config.whole.name)
+        stem = check_name(config.run.name) if config.run.name else tidy(config.whole.name)
         return cls._fill(_new_folder(Path(config.run.root).expanduser()/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"),
                          config, parent, command)
 
@@ -101,6 +104,8 @@ class Run:
             with Lock(folder):  # two that start at once: one makes the run, the other finds it busy
                 if not (folder/"run.json").exists(): return cls._fill(folder, config, parent, command)
         if config.run.on_existing == "resume": return cls(folder)
+        if alive := holder(folder):
+            raise RunBusy(f"{folder}  is in use by {describe(alive)}; wait for it, end it, or choose another save_dir")
         if config.run.on_existing == "error":
             raise RunError(f"{folder} is a run already; choose another save_dir, or run.on_existing: new or resume")
         run = cls._fill(_new_folder(folder.with_name(folder.name + "-2"), 2), config, parent, command)
@@ -115,8 +120,8 @@ class Run:
         write_whole(folder/"config.yaml", config.whole.to_yaml())
         info = {"format": 1, "id": uuid.uuid4().hex, "name": folder.name,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2]}
-                          if parent else None,
+                "parent": {"id": parent[0].id, "name": parent[0].name, "stage": parent[1], "step": parent[2],
+                           "folder": str(parent[0].folder.absolute())} if parent else None,
                 "seed": config.training.seed, "command": sys.argv if command is None else command, "cwd": os.getcwd(),
                 "host": platform.node(), "platform": platform.platform(), "versions": versions(), "git": git_state(),
                 "config": config.file, "found": found}
@@ -139,15 +144,19 @@ class Run:
 
     @property
     def status(self) -> str:
-        "new, running, finished, stopped, paused, failed; interrupted when its process is gone without a word."
+        "new, running, finished, stopped, paused, failed; interrupted when its process is gone and something is left to do."
         alive = holder(self.folder)  # asked before the log is read: who is gone now has written its last row
         row = last_row(self.folder)
-        if row.get("event") == "end": return row["status"]
+        if row.get("event") == "end" and (row["status"] != "finished" or not self.left()): return row["status"]
         return "running" if alive and row else "interrupted" if row else "new"
 
     def story(self) -> Story:
         "The log as it stands; poll() follows it."
         return Story(self.folder)
+
+    def left(self) -> list[str]:
+        "The stages that were asked for, in whichever life, and that have not finished."
+        return unfinished(self.folder)
 
     def progress(self) -> dict:
         "Where it is: stage, step, and the newest numbers, from the end of the log."
@@ -180,13 +189,29 @@ class Run:
         return list(found.values())
 
     def ancestors(self) -> list[Run]:
-        "From the parent up, as far as their folders are still here."
+        "From the parent up, as far as their folders are still beside this one, or where they were."
         beside, found = {run.id: run for run in runs(self.folder.parent)}, []
         run: Run | None = self
-        while run and run.parent and (run := beside.get(run.parent["id"])) and run not in found: found.append(run)
+        while run and run.parent and (run := beside.get(run.parent["id"]) or _there(run.parent)) and run not in found:
+            found.append(run)
         return found
 
     # --- its end ----------------------------------------------------------------------------------
+
+    def keep(self, stage: str, values: dict[tuple, object]) -> None:
+        "What holds for a stage from now on, in config.yaml; what is said of the others stays."
+        whole = self.config
+        there = (whole.stage(stage) if stage in whole.stage_names else whole).leaves()
+        other = {path: value for path, value in values.items() if path not in there or there[path] != value}
+        if other: write_whole(self.folder/"config.yaml", whole.merge(nested(other), stage).to_yaml())
+
+    def undo(self) -> None:
+        "Nothing was written in it, and nothing will be: what its creation has made goes."
+        if last_row(self.folder): return
+        if self.parent: (Path(self.parent["folder"])/"branches"/self.id).unlink(missing_ok=True)
+        for name in ("run.json", "config.yaml", "events.jsonl", "owner.json", ".lock"): (self.folder/name).unlink(missing_ok=True)
+        try: (self.folder/"inbox").rmdir(); self.folder.rmdir()
+        except OSError: pass  # something else lies there
 
     def sizes(self) -> dict[str, int]:
         "Bytes on the disk by part: each stage, the log, the rest."
@@ -257,6 +282,13 @@ class Run:
                 + (f"  {where['stage']} step {where['step']:,}" if where["stage"] else ""))
 
 # %% ../nbs/08_run.ipynb #cc6d9fc5
+def _there(parent: dict) -> Run | None:
+    "The parent where it was when the branch was made, if it is that run still."
+    try: run = Run(parent["folder"])
+    except (RunError, KeyError): return None
+    return run if run.id == parent["id"] else None
+
+
 def _new_folder(path: Path, first: int = 1) -> Path:
     "A folder that did not exist before: path, or path-2, path-3, …"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,13 @@ from .device import aside, mix, pick_device, pick_precision
 from .extract import Extraction
 from .layers import nested
 from .load import load_checkpoint, read_pointer, select
-from .lock import write_whole
+from .lock import Lock, make_folder, write_whole
 from .loggers import Recorded
 from .metrics import Task, outputs_and_targets
 from .model import prepare
 from .registry import build, find
 from .run import Run
-from .source import ConfigError
+from .source import ConfigError, near
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
 from .trainer import Trainer
@@ -36,7 +38,7 @@ from .weights import Match, load_weights
 
 # %% auto #0
 __all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', 'run_of', 'stage_state', 'create_trainer',
-           'config_of', 'check_handover', 'train_stages']
+           'system_of', 'config_of', 'check_handover', 'train_stages', 'held']
 
 # %% ../nbs/40_stages.ipynb #b4cd4608
 # Map of this module, top to bottom:
@@ -44,8 +46,8 @@ __all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', '
 #   start_of, output_of          what a stage begins with; what it reads
 #   BaseTrainer                  one stage: its parts are made from the config
 #   run_of, stage_state          the run that the stages of a config share, and how far they are
-#   create_trainer, config_of    of the class that a stage's config names; a system's own config
-#   check_handover, train_stages    all stages in one run, from where it is
+#   create_trainer, system_of, config_of    of the class that a stage's config names; a system's own config
+#   check_handover, train_stages, held    all stages in one run, from where it is
 
 # %% ../nbs/40_stages.ipynb #bf4df32b
 def splits_of(made: Any) -> dict[str, Any]:
@@ -65,17 +67,22 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
     word = config.init_from
     if odd := [one for one in config.keep if one not in _KEEP]:
         raise ConfigError(f"{config.place('keep')}  keep  {', '.join(odd)}: expected some of {', '.join(_KEEP)}")
+    if "model" not in config.keep:
+        raise ConfigError(f"{config.place('keep')}  keep  has no model; what a stage begins with is its weights: [model], or "
+                          "[model, optimizer]")
     try: path = _begins_at(config, word, run)
     except CheckpointError as error:
         if config.optional: return None
-        raise CheckpointError(f"init_from  {error}") from None
+        what, stage, names = str(error), word.partition("@")[0], config.whole.stage_names
+        slip = near(stage, names) if stage not in names else ""
+        raise CheckpointError(f"init_from  {what if what.startswith(word) else f'{word}: {what}'}{slip}") from None
     return load_checkpoint(path, only=config.keep, quiet=True)
 
 
 def _begins_at(config: Config, word: str, run: Run | None) -> Path:
     stage, _, which = word.partition("@")
     if stage not in config.whole.stage_names or not config.whole.has_stages:
-        return select(word, within=run.folder if run else None).path
+        return select(word, within=run.folder if run and not Path(word).is_file() else None).path
     for one in [run, *run.ancestors()] if run else ():
         if not steps(one.folder/stage): continue
         best = which or ("best" if read_pointer(one.folder/stage, "best") is not None else "latest")
@@ -126,13 +133,16 @@ class BaseTrainer(Trainer):
                  run: Run | bool | None = None, callbacks: Iterable = (), quiet: bool = False,
                  checkpoint: Checkpoint | None = None, allow_drift: bool = False, **training: Any):
         words, told = training | ({"init_from": str(init_from)} if init_from else {}), config
-        config = Config.settle(config, words, stage or self.of_stage)
+        config = Config.settle(dict(self.defaults) if config is None else config, words, stage or self.of_stage)
+        if stage and stage != config.stage_name: config = config.stage(stage)  # says which there are
         if config.has_stages:
             raise ConfigError(f"stage  which one? say stage=… ({', '.join(config.stage_names)}); "
                               "train_stages(config) trains them all")
+        config, self.by_hand = self._named(config, callbacks := [*callbacks])
         self._told = told._sheets if isinstance(told, Config) else []  # those who are told the same share a run
         run = run_of(config, self._told) if run is None else run
         given = run if isinstance(run, Run) else None
+        self._asks = config  # until a checkpoint brings what was changed on the way
         self.asked, self.computes_only = [config.stage_name], config.kind != "train"
         filled = _filled(config, given)
         with aside(mix(config.training.seed, _PARTS)):
@@ -145,6 +155,16 @@ class BaseTrainer(Trainer):
         else:
             self._go_on_from(checkpoint, allow_drift)
             self.origin = None  # whatever run it comes from, it writes the one that was given
+
+    def _named(self, config: Config, callbacks: list) -> tuple[Config, list[str]]:
+        "The config with this class as its system, so that a resume finds it; what a resume cannot find is returned by name."
+        kind, given = type(self), [f"callback {type(one).__name__}" for one in callbacks]
+        home = f"{kind.__module__}:{kind.__qualname__}"
+        if kind is BaseTrainer and not config.system or config.system and find("system", config.system) is kind:
+            return config, given
+        try: found = find("system", home) if kind.__module__ != "__main__" else None
+        except ConfigError: found = None
+        return (config.merge({"system": home}), given) if found is kind else (config, [f"class {kind.__qualname__}", *given])
 
     # --- how its parts are made -------------------------------------------------------------------
 
@@ -194,10 +214,13 @@ class BaseTrainer(Trainer):
     def _begin(self, run: Run | None) -> None:
         "The weights of another stage, unless this one has its own already."
         config = self.config
-        if run and not self.computes_only and steps(run.folder/self.stage): return
+        if run and not self.computes_only and steps(run.folder/self.stage) and stage_state(run, self.stage) != "new": return
         if not config.init_from:
             if not self.computes_only: return
             raise ConfigError(f"init_from  is missing: what shall {self.stage} compute with? init_from: STAGE, or a file")
+        if "optimizer" in config.keep and not self.computes_only and self._manual:
+            raise ConfigError(f"{config.place('keep')}  keep  {self.stage} has several optimizers, and each begins anew; "
+                              "keep: [model]")
         if (found := start_of(config, run)) is None:
             return self.console.line(f"NOTE: there is no {config.init_from}; {self.stage} begins with weights of its own")
         match = load_weights(self.model, found["model_state_dict"], config.allow, config.rename, config.into)
@@ -212,6 +235,7 @@ class BaseTrainer(Trainer):
         "Does what the stage is there for: trains (on other data, if some is given), extracts, or evaluates."
         if isinstance(data, (int, float, str)): data, num_epochs = None, data
         if self.computes_only:
+            if data is not None: self.splits = splits_of(data)
             with self.session(), self.once("train()"):
                 return self._extract() if self.config.kind == "extract" else self._evaluate()
         if data is not None: self.train_loader = data
@@ -222,14 +246,15 @@ class BaseTrainer(Trainer):
         if self.writes: self.open_run()
         self.tell("fit_start")
 
+    def keep_config(self, run: Run) -> None:
+        "What this stage was told, if it is other than the run has it; a loss that the first batch told stays."
+        own = {path: value for path, value in self._asks.leaves().items() if path[0] not in ("run", "search")}
+        if own["training", "loss"] is None: del own["training", "loss"]
+        run.keep(self.stage, own)
+        keep_code(run.folder)
+
     def open_run(self) -> None:
         super().open_run()
-        keep_code(self.run.folder)
-        mine, theirs = self.config, self.run.config
-        if not self.step and theirs.has_stages and theirs.stage(self.stage) != mine:  # of a run that others have begun
-            own = nested({path: value for path, value in mine.leaves().items() if path[0] not in ("run", "search")})
-            theirs = theirs.merge({"stages": [{"name": one, **(own if one == self.stage else {})} for one in theirs.stage_names]})
-            write_whole(self.run.folder/"config.yaml", theirs.to_yaml())
         if self._told: _RUNS[id(self._told)] = self._told, self.run
 
     def finish(self) -> str: return super().finish() if not self.computes_only else self.halt or "finished"
@@ -238,7 +263,8 @@ class BaseTrainer(Trainer):
         "What the first row of a life tells."
         own = super().facts() if not self.computes_only else {
             "device": str(self.device), "precision": self.precision.name, "seed": self.seed}
-        return own | {"stages": self.asked} | ({"init_from": self.begins} if self.begins else {})
+        more = {"init_from": self.begins, "by_hand": self.by_hand}
+        return own | {"stages": self.asked} | {key: value for key, value in more.items() if value}
 
     def write_outputs(self, splits: Mapping[str, Any], file: str | Path, notes: str | Path | None = None) -> Path:
         "What extract_step gives, in one .npz or .safetensors file. Called again it goes on from its `notes`, a folder."
@@ -252,7 +278,9 @@ class BaseTrainer(Trainer):
                 with self.beside(): written.add(self.extract_step(batch), split)
                 self.obey()
                 if self.halt: return file
-        return written.finish()
+        file = written.finish()
+        if notes is None: shutil.rmtree(written.folder)
+        return file
 
     def _extract(self) -> Path:
         "Runs the model over all data; what was written before a kill is not computed again."
@@ -266,6 +294,7 @@ class BaseTrainer(Trainer):
         found = {}
         for split, data in self.splits.items(): found |= self._evaluated(split, {"": keyed(data, self.config, "test")})
         self.row("eval", **found)
+        make_folder(self.run.folder/self.stage)
         write_whole(self.run.folder/self.stage/"metrics.json", json.dumps(found, indent=1))
         self.console.line(f"{self.stage}  {spell_row(found)}")
         return found
@@ -296,28 +325,49 @@ def create_trainer(stage: Config | Mapping | str | Path, run: Run | None = None,
     return _system(config)(config, run=run, **words)
 
 
-def _system(config: Config) -> type[BaseTrainer]: return find("system", config.system) if config.system else BaseTrainer
+def _system(config: Config) -> type[BaseTrainer]: return system_of(config.system) if config.system else BaseTrainer
+
+
+def system_of(name: str) -> type[BaseTrainer]:
+    "The class of a system by its name."
+    kind = find("system", name)
+    if isinstance(kind, type) and issubclass(kind, BaseTrainer): return kind
+    raise ConfigError(f"system  {name} is no BaseTrainer; a model is named in a config: model: {{name: {name}}}")
 
 
 def config_of(system: str, words: Iterable[str] = ()) -> Config:
     "The config of a system by its name, which brings its own; with the words of a command line."
-    values = dict(find("system", system).defaults)
+    values = dict(system_of(system).defaults)
     return Config.from_dict(values | {"system": system}, system, words)
 
 # %% ../nbs/40_stages.ipynb #2ee0f1c6
-def check_handover(config: Config, names: Iterable[str]) -> dict[str, Match]:
-    "Do the weights of each stage fit into the one that begins with them? WeightsError before anything is trained."
-    found, models = {}, {}
+def check_handover(config: Config, names: Iterable[str], run: Run | None = None) -> dict[str, Match]:
+    """Do the weights of each stage fit into the one that begins with them, and is there what begins with a file or a run?
+    WeightsError or CheckpointError before anything is trained. A stage that has checkpoints has begun and is not asked."""
+    found, models, names = {}, {}, list(names)
     for name in names:
         stage = config.stage(name)
         before = (stage.init_from or "").partition("@")[0]
-        if references(list(stage.model.items())): continue  # what it is made of is not there yet
-        with aside(mix(stage.training.seed, _PARTS)):
-            kind = _system(stage)
-            models[name] = kind.build_model(kind.__new__(kind), stage)
-        if before not in models: continue
-        found[name] = load_weights(models[name], models[before].state_dict(), stage.allow, stage.rename, stage.into)
+        begun = run is not None and bool(steps(run.folder/name))
+        other = start_of(stage, run) if before and before not in names and not begun else None
+        model = _model_of(stage)
+        if model is None: continue
+        models[name] = model
+        weights = other["model_state_dict"] if other else models[before].state_dict() if before in models else None
+        if weights is not None and not begun:
+            found[name] = load_weights(model, weights, stage.allow, stage.rename, stage.into)
     return found
+
+
+def _model_of(stage: Config) -> torch.nn.Module | None:
+    "A model as the stage will make it; None if what it is made of, or a system with an __init__ of its own, is not there yet."
+    kind = _system(stage)
+    if references(list(stage.model.items())): return None
+    with aside(mix(stage.training.seed, _PARTS)):
+        try: return kind.build_model(kind.__new__(kind), stage)
+        except AttributeError:
+            if kind.__init__ is BaseTrainer.__init__: raise
+            return None
 
 
 def train_stages(config: Config | Mapping | str | Path, run: Run | None = None, only: Iterable[str] | None = None,
@@ -325,14 +375,25 @@ def train_stages(config: Config | Mapping | str | Path, run: Run | None = None, 
     "The stages of a config, one after the other in one run, from where it is."
     config = Config.settle(config, words)
     names = list(only or config.stage_names)
+    run = run or run_of(config.stage(names[0]), [])
     if len(names) > 1:
-        for name, match in check_handover(config, names).items():
+        for name, match in check_handover(config, names, run).items():
             if not quiet: print(f"{config.stage(name).init_from} → {name}: {match!r}")
-    run = run or run_of(config.stage(names[0]), []) or Run.create(config)
-    for name in names:
-        if stage_state(run, name) == "finished": continue
-        trainer = create_trainer(config.stage(name), run, quiet=quiet)
-        trainer.asked, trainer.allow_drift = names, allow_drift
-        trainer.train()
-        if trainer.halt: break
+    with held(run or Run.create(config), new=run is None) as run:
+        for name in names:
+            if stage_state(run, name) == "finished": continue
+            trainer = create_trainer(config.stage(name), run, quiet=quiet)
+            trainer.asked, trainer.allow_drift = names, allow_drift
+            trainer.train()
+            if trainer.halt: break
     return run
+
+
+@contextmanager
+def held(run: Run, new: bool = False) -> Iterator[Run]:
+    "The run is ours from here to the end, between two stages too. A new one that fails before its first row has not been."
+    with Lock(run.folder, lends=True):
+        try: yield run
+        except BaseException:
+            if new: run.undo()
+            raise
