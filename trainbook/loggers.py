@@ -20,7 +20,7 @@ from .foreign import export_checkpoint
 from .layers import nested
 from .ledger import check_changes, tell
 from .load import drift, load_checkpoint, take_over
-from .lock import LostOwnership, write_whole
+from .lock import LostOwnership
 from .metrics import NonFinite, Numbers, best_of, decides, direction
 from .run import Run, check_name
 from .schedule import Plateau
@@ -93,8 +93,8 @@ class Recorded(Session):
     def open_run(self) -> None:
         "The run is ours to write: a new one, or the one to go on with."
         run, goes_on = place(self.config, self.stage, self.given, self.origin, self.loaded)
-        if self.origin and not self.origin.run.folder.is_dir():
-            self.console.line(f"note: {self.origin.run.folder} is gone; a new run begins")
+        gone = self.origin and not self.origin.run.folder.is_dir()
+        if gone: self.console.line(f"note: {self.origin.run.folder} is gone; a new run begins")
         run = Run(run.folder.absolute())  # the current folder may change
         self.record = Record(run, self.stage, self.config)  # nothing is read before it is ours
         if goes_on and self.origin is None and steps(run.folder/self.stage):
@@ -106,8 +106,7 @@ class Recorded(Session):
         how = "" if facts.get("device", "cpu") == "cpu" and facts.get("precision", "fp32") == "fp32" else \
             f" on {facts['device']} in {facts['precision']}"
         self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {_from_here(run.folder)}{how}")
-        if not self.shaken: return
-        self.console.line(f"note: after {self.shaken} it goes on from whole weights, but not bit for bit as if nothing had been")
+        if self.shaken: self.console.line(f"note: after {self.shaken} it goes on from whole weights, but not bit for bit exactly")
 
     def obey(self) -> None:
         "Does what was asked for, from outside and by a signal."
@@ -237,9 +236,8 @@ class Recorded(Session):
         "The loss from now on; one that was told from the first batch is said, and becomes part of the config."
         inferred = isinstance(wanted, str) and self.config.training.loss is None
         self._settle(wanted, "first batch")
-        if not inferred: return
-        self.console.line(f"loss: {wanted}, told from the first batch")
-        if self.record: self.record.run.keep(self.stage, {("training", "loss"): wanted})
+        if inferred: self.console.line(f"loss: {wanted}, told from the first batch")
+        if inferred and self.record: self.record.run.keep(self.stage, {("training", "loss"): wanted})
 
     def _settle(self, wanted: Any, where: str) -> None:
         super().settle_loss(wanted)
