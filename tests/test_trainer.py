@@ -212,7 +212,7 @@ def test_a_dataset_is_loaded_as_the_config_says():
 
 def test_a_generator_is_used_up():
     """One clear error after the first epoch, which is kept; with a schedule that needs an end, before anything."""
-    with pytest.raises(ConfigError, match="how long an epoch is; say epochs: \"5000 steps\"") as told: make(data=(part for part in PARTS))
+    with pytest.raises(ConfigError, match="which neither a clock nor a loader without a length tells; say epochs: \"5000 steps\"") as told: make(data=(part for part in PARTS))
     line(told)
     trainer = make(data=(part for part in PARTS), run=None, scheduler="constant")
     with pytest.raises(ConfigError, match="used up; wrap it in a list") as told: trainer.train()
