@@ -12,23 +12,30 @@ from trainbook.schema import OPTIMIZERS, SCHEDULERS, Root
 from trainbook.source import parse_yaml, spell
 from trainbook.spelling import json_schema
 
-GUIDE_001 = """
+GUIDE_001 = """\
 training:
+  # Optimizer settings
   optimizer: "adamw"
   learning_rate: 1e-4
   weight_decay: 0.01
-  momentum: 0.9
+  momentum: 0.9  # For SGD
+  # Scheduler settings
   scheduler: "cosine"
   warmup_epochs: 1
   min_lr: 1e-6
+  # Training settings
   num_epochs: 10
   batch_size: 32
   grad_accumulation_steps: 1
+  # Checkpoint settings
   checkpoint_dir: "results/saved_models"
   save_frequency: 1
+  # Early stopping
   early_stopping: True
   patience: 3
+  # Mixed precision
   mixed_precision: True
+  # Gradient clipping
   clip_grad_norm: 1.0
 """
 

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 from exact import DATA, VAL, net
+from test_config import GUIDE_001
 from torch.utils.data import DataLoader
 
 from trainbook.config import Config
@@ -14,33 +15,6 @@ from trainbook.load import load_checkpoint
 from trainbook.schedule import Plateau
 from trainbook.source import ConfigError
 from trainbook.trainer import Trainer
-
-GUIDE_001 = """\
-training:
-  # Optimizer settings
-  optimizer: "adamw"
-  learning_rate: 1e-4
-  weight_decay: 0.01
-  momentum: 0.9  # For SGD
-  # Scheduler settings
-  scheduler: "cosine"
-  warmup_epochs: 1
-  min_lr: 1e-6
-  # Training settings
-  num_epochs: 10
-  batch_size: 32
-  grad_accumulation_steps: 1
-  # Checkpoint settings
-  checkpoint_dir: "results/saved_models"
-  save_frequency: 1
-  # Early stopping
-  early_stopping: True
-  patience: 3
-  # Mixed precision
-  mixed_precision: True
-  # Gradient clipping
-  clip_grad_norm: 1.0
-"""
 
 
 def made(kind=Trainer, **words) -> Trainer:

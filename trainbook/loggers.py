@@ -106,7 +106,7 @@ class Recorded(Session):
         how = "" if facts.get("device", "cpu") == "cpu" and facts.get("precision", "fp32") == "fp32" else \
             f" on {facts['device']} in {facts['precision']}"
         self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {_from_here(run.folder)}{how}")
-        if self.shaken: self.console.line(f"note: after {self.shaken} it goes on from whole weights, but not bit for bit exactly")
+        if self.shaken: self.console.line(f"note: after {self.shaken} it goes on from whole weights, but no longer bit for bit")
 
     def obey(self) -> None:
         "Does what was asked for, from outside and by a signal."

@@ -97,7 +97,6 @@ class Plan(NamedTuple):
     saves: Every | None         # between two checkpoints, likewise
     warmup: int
     epochs: Epochs | None = None
-    first: int = 0              # the step at which this phase began
     beyond: int = 0             # updates made beyond those that epochs of this length have
 
     def is_over(self, step: int, epoch: int, seconds: float) -> bool:
@@ -181,7 +180,7 @@ def make_plan(config: Config, batches: int | None | Mapping[int, int | None], at
                 eval_epochs=int(duration(t.eval_every).amount) if whole(t.eval_every) else None,
                 saves=None if save.unit == "seconds" or whole(t.save_interval or 1) else span("save_interval", t.save_interval),
                 warmup=math.ceil(in_steps("warmup", t.warmup, epochs) - 1e-9),
-                epochs=epochs, first=first, beyond=beyond)
+                epochs=epochs, beyond=beyond)
 
 
 def _more_than(at: tuple[int, int, int], batches: int, accumulate: int, epochs: Epochs) -> int:
