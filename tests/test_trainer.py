@@ -818,7 +818,7 @@ def test_after_an_error_in_a_step(capsys):
     assert same(weights(again), weights(whole))
     trainer.console.quiet = False
     trainer.train()
-    assert "note: after ValueError in step 7 it goes on from whole weights, but not bit for bit" in capsys.readouterr().out
+    assert "note: after ValueError in step 7 it goes on from whole weights, but no longer bit for bit" in capsys.readouterr().out
     assert trainer.step == 10 and not same(weights(trainer), weights(whole)) and trainer.state_dict()["trainer"]["shaken"]
 
 

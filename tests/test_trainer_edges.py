@@ -264,7 +264,7 @@ def test_what_was_half_told(event, step, work, name, keeps, capsys):
     trainer.listeners.of[event].pop(0)
     trainer.console.quiet = False
     trainer.train()
-    note = f"note: after {name} in step {step} it goes on from whole weights, but not bit for bit"
+    note = f"note: after {name} in step {step} it goes on from whole weights, but no longer bit for bit"
     assert (note in capsys.readouterr().out) == keeps == bool(trainer.shaken) and trainer.epoch == 3
 
 
