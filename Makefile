@@ -20,8 +20,16 @@ train: $(SET_UP)
 	@$(BIN)/python tools/first_run.py configs/first.yaml
 
 ## make test    set up, then everything that must hold;  make test ONLY=tests/test_run.py runs a part
+# Two cores: what starts many processes runs beside the rest, and its report follows.
+BESIDE := tests/test_pages.py tests/test_stages.py tests/test_prove.py
 test: $(SET_UP)
+ifdef ONLY
 	@$(BIN)/python -m pytest $(ONLY)
+else
+	@$(BIN)/python -m pytest $(BESIDE) > .venv/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%); rest=$$?; \
+	wait $$beside; beside=$$?; echo "and $(BESIDE):"; cat .venv/beside.log; exit $$((rest | beside))
+endif
 
 ## make soak    the tests with their long repetitions
 soak: $(SET_UP)

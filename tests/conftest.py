@@ -2,6 +2,7 @@
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+_home = tempfile.TemporaryDirectory(prefix="trainbook-tests-")
+os.environ["XDG_CONFIG_HOME"] = _home.name  # what tests agree to is not remembered as the person's own answers
 
 
 def pytest_addoption(parser): parser.addoption("--soak", action="store_true", help="run the long repetitions too")

@@ -124,7 +124,7 @@ ITEMS: list[tuple[str, dict, Callable]] = [
 ]
 
 
-@pytest.mark.parametrize("item, words, holds", ITEMS, ids=[f"{item} {words}" for item, words, _ in ITEMS])
+@pytest.mark.parametrize("item, words, holds", ITEMS, ids=[f"{item} {words}".split(" at 0x")[0] for item, words, _ in ITEMS])
 def test_an_item(item, words, holds):
     """What is said has its effect, and it trains."""
     trainer = made(run=False, **({"num_epochs": 3, "lr": 1e-3} | words))
@@ -254,7 +254,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("words, says", [*REFUSED, pytest.param({"precision": "fp16", "device": "cpu"}, "precision  fp16 needs a CUDA device, found cpu; write bf16 or fp32")], ids=str)
+@pytest.mark.parametrize("words, says", [*REFUSED, pytest.param({"precision": "fp16", "device": "cpu"}, "precision  fp16 needs a CUDA device, found cpu; write bf16 or fp32")], ids=lambda words: str(words).split(" at 0x")[0])
 def test_what_cannot_be_is_said_before_training(here, words, says):
     """In one line, when the trainer is made; no run is begun."""
     words = {"model": net, "train_loader": DataLoader(DATA, 8), "val_loader": DataLoader(VAL, 8), "run": False, "quiet": True, "epochs": 3} | words

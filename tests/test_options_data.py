@@ -111,7 +111,7 @@ def test_a_phase_is_told(capsys):
     ({20: "all"}, "begin with 0"), ({0: 0.5}, "needs a difficulty"), ({0: -1, "difficulty": hardness}, "expected a share above 0, at most 1, found -1"),
     ({0: "all", 2: 2, "difficulty": hardness}, "2: expected a share above 0, at most 1, found 2"), ([0.5, 1], "expected {0: what the first epoch has, 20: …}, found list"), ({0: .5, "0": .25, "difficulty": hardness}, "has an epoch twice"),
     ({0: [100]}, "indices up to 100"), ({0: []}, "has no sample"), ({"easy": 1, 0: "all"}, "easy: expected difficulty"), ({"1.5": 1, 0: "all"}, "1.5: expected"),
-    ({0: "esay"}, "not registered"), ({0: 0.5, "difficulty": [1, 2]}, "2 numbers, the dataset 100"), ({0: 0.5, "difficulty": lambda sample: math.nan}, "sample 0 is NaN")], ids=str)
+    ({0: "esay"}, "not registered"), ({0: 0.5, "difficulty": [1, 2]}, "2 numbers, the dataset 100"), ({0: 0.5, "difficulty": lambda sample: math.nan}, "sample 0 is NaN")], ids=lambda words: str(words).split(" at 0x")[0])
 def test_a_curriculum_that_cannot_be(curriculum, said):
     with pytest.raises(ConfigError, match=said) as found: Trainer(net(), ROWS, curriculum=curriculum, **WORDS)
     assert len(str(found.value).splitlines()) == 1

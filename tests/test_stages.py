@@ -60,7 +60,7 @@ class Points(Dataset):
         time.sleep(self.pause)
         return self.x[i] + 0.1 * torch.randn(2), self.y[i]
 
-def data(part="coarse", count=160, pause=0.0): return {"train": Points(count, 1, part, pause), "val": TensorDataset(*points(64, 2))}
+def data(part="coarse", count=160, pause=0.0): return {"train": Points(int(os.environ.get("COUNT", count)), 1, part, pause), "val": TensorDataset(*points(64, 2))}
 def all_points(count=160): return TensorDataset(*points(count, 1))
 class Kept(TensorDataset):
     def __getitem__(self, i):
@@ -282,9 +282,9 @@ def test_from_another_folder_after_the_config_was_edited(here, tmp_path_factory)
     assert torch.equal(*(load_checkpoint(here/name, quiet=True)["model_state_dict"]["head.weight"] for name in ("straight", "killed")))
 
 
-def test_other_data_is_refused(here):
+def test_other_data_is_refused(here, monkeypatch):
     assert command("train", "two.yaml", "--save_dir", "r", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
-    Path("project.py").write_text(PROJECT.replace("count=160, pause", "count=128, pause"))
+    monkeypatch.setenv("COUNT", "128")
     refused = command("resume", "r")
     assert refused.returncode == 1 and "samples  was 160, is 128" in refused.stderr and "--allow-drift" in refused.stderr
     assert command("resume", "r", "--allow-drift").returncode == 0 and stage_state(Run("r"), "coarse") == "finished"
@@ -738,3 +738,63 @@ def test_25_a_loss_that_is_told_from_the_first_batch_stays_with_its_stage(here):
     train_stages(small(save_dir="r"), only=["fine"], quiet=True)
     coarse, features, fine = (one.training for one in Run("r").config.stages)
     assert (coarse.loss, features.loss, fine.loss) == ("cross_entropy", None, "cross_entropy") and (coarse.lr, fine.lr) == (2e-2, 1e-2)
+
+
+# --- whose code it is ---------------------------------------------------------------------------------------------------------------------
+
+def elsewhere(*words, cwd, **env) -> subprocess.CompletedProcess:
+    "trainbook …, in another folder, where nothing but trainbook is on the path."
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run([sys.executable, "-m", "trainbook", *map(str, words)], capture_output=True, text=True, env=env, cwd=cwd, timeout=120)
+
+
+@pytest.fixture
+def killed(here):
+    "A run of one's own, killed in its first stage."
+    assert command("train", "two.yaml", "--save_dir", "killed", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
+    return here/"killed"
+
+
+def test_the_code_is_found_from_any_folder(killed, tmp_path_factory):
+    said = elsewhere("resume", killed, cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert said.returncode == 0 and stage_state(Run(killed), "coarse") == "finished", said
+
+
+def test_a_registered_name_is_found_by_its_home(here, tmp_path_factory):
+    Path("project.py").write_text(PROJECT + "\nfrom trainbook.registry import register\nregister('model', 'plain_net')(Net)\nregister('system', 'plain')(type('Plain', (__import__('trainbook').BaseTrainer,), {'__module__': 'project'}))\nPlain = __import__('trainbook.registry', fromlist=['find']).find('system', 'plain')\n")
+    Path("two.yaml").write_text(CONFIG.replace("project:Net", "plain_net") + "system: plain\n")
+    start = "import project, trainbook; trainbook.train_stages('two.yaml', save_dir='r', only=['coarse'])"
+    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).resolve().parent.parent}{os.pathsep}{here}", "DIE": "coarse:300"}
+    assert subprocess.run([sys.executable, "-c", start], env=env, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    said = elsewhere("resume", here/"r", cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert said.returncode == 0 and stage_state(Run("r"), "coarse") == "finished", said
+
+
+@pytest.mark.parametrize("verb", ["resume {}", "branch {}@7", "evaluate {}", "predict {} out.npz --split val", "train --resume {}"])
+def test_a_run_from_elsewhere_runs_nothing_unasked(killed, verb, tmp_path_factory):
+    """Whatever its config names would be called, with its arguments: a person is asked first. And no folder that it names is looked into."""
+    text = (killed/"config.yaml").read_text()
+    (killed/"config.yaml").write_text(re.sub(r'name: "project:Net".*', 'name: "os:system"\n  command: "touch /tmp/never-made-by-trainbook"', text))
+    said = elsewhere(*verb.format(killed).split(), cwd=killed.parent)
+    assert said.returncode == 2 and said.stderr.startswith(f"{killed}  names os:system, which would run as code here") and len(said.stderr.splitlines()) == 1, said
+    assert not Path("/tmp/never-made-by-trainbook").exists()
+    (killed/"config.yaml").write_text(text)
+    friend = tmp_path_factory.mktemp("friend")  # whose answers are others
+    said = elsewhere(*verb.format(killed).split(), cwd=friend, XDG_CONFIG_HOME=str(friend))
+    assert said.returncode == 2 and "names project:Net, project:all_points, project:data, which would run as code here" in said.stderr
+    said = elsewhere(*verb.format(killed).split(), "--trust-code", cwd=friend, XDG_CONFIG_HOME=str(friend))
+    assert said.returncode == 2 and "there is no module project" in said.stderr, said  # that is looked for here, not where the run says
+
+
+def test_code_that_was_edited_is_said_and_refused(killed):
+    Path("project.py").write_text(PROJECT + "# a remark\n")
+    said = command("resume", "killed")
+    assert said.returncode == 1 and "project.py has changed" in said.stdout and "cannot go on exactly: project.py is not what it was" in said.stderr, said
+    Path("project.py").write_text(PROJECT)
+    said = command("resume", "killed", die="coarse:60")
+    assert said.returncode == -signal.SIGKILL and "has changed" not in said.stdout
+    Path("project.py").write_text(PROJECT + "# a remark\n")
+    assert command("resume", "killed", "--allow-drift", die="coarse:60").returncode == -signal.SIGKILL
+    said = command("resume", "killed")  # it is known now
+    assert said.returncode == 0 and "has changed" not in said.stdout, said
+    assert "project.py" not in command("resume", "killed").stderr

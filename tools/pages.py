@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -45,7 +46,9 @@ def execute(page: Path) -> nbformat.NotebookNode:
     quiet = ["--IPKernelApp.log_level=40"]  # ipykernel warns of loopback TCP, which is what everybody uses
     client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", extra_arguments=quiet,
                             resources={"metadata": {"path": str(page.parent)}})
-    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    with tempfile.TemporaryDirectory(prefix="trainbook-page-") as home:  # what a page agrees to is no answer of yours
+        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                            "XDG_CONFIG_HOME": home})
     return notebook
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib
 import keyword
 import linecache
@@ -16,27 +17,30 @@ import sysconfig
 import tempfile
 import uuid
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .config import Config
 from .lock import make_folder, sync_folder, write_whole
-from .registry import forget, redefining
+from .registry import find, forget, named_in, redefining
 from .schema import spell_short
 from .source import ConfigError
-from .trust import check_trust
+from .trust import check_trust, fingerprint, trusted
 
 # %% auto #0
-__all__ = ['module', 'load_ipython_extension', 'keep_code', 'use_code']
+__all__ = ['module', 'load_ipython_extension', 'keep_code', 'own_code', 'changed_code', 'hash_of', 'use_code']
 
 # %% ../nbs/35_cells.ipynb #77c551db
 # Map of this module, top to bottom:
 #   module                    a source becomes a module of this session
 #   load_ipython_extension    %%module NAME, the same for a cell
-#   keep_code                 the sources of this session → run/code/
-#   use_code                  run/code/ → modules of this session
+#   keep_code                 the sources of this session → run/code/; what else a config names is agreed to
+#   own_code, changed_code    the files of the code that a config names; those that are other now
+#   use_code                  run/code/, and the folders of the other code → modules of this session
 
 # %% ../nbs/35_cells.ipynb #4a258414
 _CELLS: dict[str, str] = {}    # name → source, as it was written in this session
@@ -122,9 +126,11 @@ if (_shell := sys.modules["IPython"].get_ipython() if "IPython" in sys.modules e
     load_ipython_extension(_shell)
 
 # %% ../nbs/35_cells.ipynb #5916bfeb
-def keep_code(run_folder: str | Path) -> list[str]:
-    "The sources of this session's modules into run/code/; their names."
+def keep_code(run_folder: str | Path, config: Config | None = None) -> list[str]:
+    "The sources of this session's modules into run/code/; their names. What the config names runs here, and may again."
     sources, code = {**_BROUGHT, **_CELLS}, Path(run_folder)/"code"
+    if config and (agreed := [*named_in(config), *map(_folder, own_code(config).get("folders", ()))]):
+        check_trust(agreed, trust_code=True, where=str(run_folder))
     if not sources: return []
     beside = Path(run_folder)/f".tmp-code-{uuid.uuid4().hex[:8]}"/"code"
     try:
@@ -140,11 +146,53 @@ def keep_code(run_folder: str | Path) -> list[str]:
     return sorted(sources)
 
 # %% ../nbs/35_cells.ipynb #639bb38f
-def use_code(run_folder: str | Path, trust_code: bool = False) -> list[str]:
-    """The modules in run/code/ become this session's; their names. NotTrusted if nobody has agreed to them.
-    What the run before brought and this one does not have goes; a module that was written here stays."""
-    code = Path(run_folder)/"code"
-    check_trust([], code, trust_code, where=str(run_folder))
+def own_code(config: Config) -> dict[str, Any]:
+    "The code that a config names: the names, and the folders from which it was imported, with each file from there."
+    homes = {home: kind for home, kind in named_in(config).items() if _own_root(home.partition(":")[0])}
+    folders: dict[str, dict] = {str(_own_root(home.partition(":")[0])): {} for home in sorted(homes)}
+    for name, module in sorted(sys.modules.items()):
+        if (root := _own_root(name)) and (found := folders.get(str(root))) is not None:
+            path = Path(module.__file__).resolve()
+            found[str(path.relative_to(root))] = hash_of(path)
+    return {"names": homes, "folders": folders} if homes else {}
+
+
+def changed_code(own: Mapping) -> list[str]:
+    "Files of a run's own code that are other now than in its last life; of folders that are not this person's none is read."
+    files = {Path(folder)/name: was for folder, found in own.get("folders", {}).items() if trusted(fingerprint([_folder(folder)]))
+             for name, was in found.items() if not Path(name).is_absolute() and ".." not in Path(name).parts}
+    return [str(path) for path, was in files.items() if hash_of(path) != was]
+
+
+def hash_of(path: str | Path) -> str:
+    "Of a plain file's bytes; empty if there is none."
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+
+
+def _own_root(name: str) -> Path | None:
+    "The folder from which a module was imported, if a person keeps it: no installed one, not of this session, not ours."
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file or name in _CELLS or name in _BROUGHT or name.partition(".")[0] in (__package__, "__main__"): return None
+    path = Path(file).resolve()
+    root = path.parents[name.count(".") + (path.name == "__init__.py")]
+    return None if _is_installed(path) else root
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.is_relative_to(sysconfig.get_path(key)) for key in ("purelib", "platlib", "stdlib"))
+
+
+def _folder(path: str) -> str: return f"folder:{path}"  # as an answer is remembered
+
+# %% ../nbs/35_cells.ipynb #011a9589
+def use_code(run_folder: str | Path, trust_code: bool = False, config: Config | None = None,
+             own: Mapping[str, Any] = {}) -> list[str]:
+    """The modules in run/code/ become this session's; their names. NotTrusted if nobody has agreed to them, to what the config
+    names, or to the run's `own` code. What the run before brought and this one does not have goes; what was written here stays."""
+    code, named = Path(run_folder)/"code", own.get("names", {})
+    check_trust([*(named_in(config) if config else ()), *named], code, trust_code, where=str(run_folder))
+    for folder in own.get("folders", ()):
+        if folder not in sys.path and trusted(fingerprint([_folder(folder)])): sys.path.insert(0, folder)
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(code.glob("*.py"))}
     for name in found: _check_brought(name, code, found[name])
     for name in sorted(_CELLS.keys() & found.keys()):
@@ -161,6 +209,7 @@ def use_code(run_folder: str | Path, trust_code: bool = False) -> list[str]:
             for name in new: _import(name, code)
     except BaseException: _leave(*new); raise
     _BROUGHT.update({name: found[name] for name in new})
+    for home in filter(named.get, named): find(named[home], home)  # what it registers is there then
     return sorted([*found, *(_CELLS.keys() & {path.stem for path in code.glob("*.py")})])
 
 
@@ -177,8 +226,7 @@ def _check_brought(name: str, code: Path, source: str) -> None:
     "ConfigError if the module would hide an installed one, or another one was imported already."
     _check_name(name)
     home = "" if name in _CELLS or name in _BROUGHT else _home(name)
-    installed = any(Path(home).is_relative_to(sysconfig.get_path(key)) for key in ("purelib", "platlib", "stdlib"))
-    if installed or name in sys.modules and home:
+    if _is_installed(Path(home)) or name in sys.modules and home:
         raise ConfigError(f"{code}/{name}.py  would hide {home}; rename one of them, or begin a new process "
                           "in which the other is not imported")
 

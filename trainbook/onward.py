@@ -5,13 +5,12 @@
 # %% ../nbs/47_onward.ipynb #79d891e6
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .cells import use_code
+from .cells import changed_code, hash_of, use_code
 from .config import Config
 from .events import origin_of
 from .ledger import check_changes, tell
@@ -38,10 +37,10 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
            quiet: bool = False) -> Run:
     "Goes on with a run, wherever it was interrupted. From a checkpoint that is not its newest, in a branch."
     run, found = (name, None) if isinstance(name, Run) else _meant(name)
-    use_code(run.folder, trust_code)
+    _use_code(run, trust_code)
     changes = list(changes)
-    _check_drift(run, allow_drift, quiet)
     if found and found.path != select("latest", within=found.path.parent).path:
+        _check_drift(run, allow_drift, quiet)
         return _from_there(run, found, Config.from_yaml(run.folder/"config.yaml", changes), quiet, allow_drift)
     with held(run):
         told, config = run.left(), run.config
@@ -49,6 +48,7 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
         left = [stage for stage in config.stage_names if stage in told or not asked]
         left = [stage for stage in left if stage_state(run, stage) != "finished"]
         _check_found(run, left)
+        if left: _check_drift(run, allow_drift, quiet)
         if changes: _tell_changes(run, left, changes)
         if left: return train_stages(run.config, run, left, quiet=quiet, allow_drift=allow_drift)
     others = [stage for stage in config.stage_names if stage_state(run, stage) == "new"]
@@ -86,6 +86,15 @@ def _tell_changes(run: Run, left: list[str], words: list[str]) -> None:
     if told: tell(run.folder, "set", told)
 
 
+def _use_code(run: Run, trust_code: bool) -> None:
+    "What the run was trained with can be imported here; NotTrusted if that is not this person's."
+    use_code(run.folder, trust_code, run.config, _own_code(run))
+
+
+def _own_code(run: Run) -> dict:
+    return next((row["code"] for row in reversed(run.story().rows) if "code" in row), {})
+
+
 def _meant(name: str | Path) -> tuple[Run, Any]:
     "The run, and the checkpoint if one was named."
     try: return find_run(name), None
@@ -104,7 +113,8 @@ def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None =
     if not found.ours or not (found.path.parent.parent/"run.json").exists():
         raise RunError(f"{name}  is not in a run; train with init_from: {name}")
     run = Run(found.path.parent.parent)
-    use_code(run.folder, trust_code)
+    _use_code(run, trust_code)
+    for line in () if quiet else changes_since(run): print(f"  {line}")
     config = Config.from_yaml(run.folder/"config.yaml", changes)
     config = config.merge({"run": {"name": new_name or f"{tidy(run.name)}-branch"}})
     return _from_there(run, found, config, quiet, allow_drift)
@@ -170,7 +180,7 @@ def trained(name: str | Path, trust_code: bool = False) -> BaseTrainer:
     "The system of a checkpoint in a run, with its weights: to evaluate, and to predict with."
     run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
     found = found or select(name)
-    use_code(run.folder, trust_code)
+    _use_code(run, trust_code)
     _check_found(run, [found.path.parent.name], "class")
     config = run.config.stage(found.path.parent.name) if run.config.has_stages else run.config
     plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
@@ -184,20 +194,22 @@ def changes_since(run: Run) -> list[str]:
     before, here = run.info["git"], git_state()
     if before and here and before["commit"] != here["commit"]:
         lines.append(f"the code was at commit {before['commit'][:10]}, is at {here['commit'][:10]}")
+    lines += [f"{path} {'has changed' if Path(path).is_file() else 'is gone'}" for path in changed_code(_own_code(run))]
     told = run.info.get("config") or {}
     hashes = {told["file"]: told["sha256"], **told.get("parents", {})} if told else {}
     for name, was_hash in hashes.items():
         path = Path(run.info.get("cwd", "."))/name
-        there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
-        if there != was_hash:
-            lines.append(f"{name} {'has changed' if there else 'is gone'}; the run goes on with {run.folder}/config.yaml")
+        if (now_hash := hash_of(path)) != was_hash:
+            lines.append(f"{name} {'has changed' if now_hash else 'is gone'}; the run goes on with {run.folder}/config.yaml")
     return lines
 
 
 def _check_drift(run: Run, allow_drift: bool, quiet: bool) -> None:
-    "Says what is other now. Another torch computes other bits."
+    "Says what is other now. Another torch computes other bits, and other code of one's own may."
     for line in () if quiet else changes_since(run): print(f"  {line}")
     was, now = run.info["versions"].get("torch"), versions().get("torch")
-    if was != now and not allow_drift:
-        raise CheckpointError(f"cannot go on exactly: torch was {was}, is {now}. Install that one, or allow_drift=True "
-                              "(--allow-drift)")
+    why = [f"torch was {was}, is {now}"] if was != now else []
+    why += [f"{Path(path).name} is not what it was" for path in changed_code(_own_code(run))]
+    if why and not allow_drift:
+        raise CheckpointError(f"cannot go on exactly: {'; '.join(why)}. Put that back, or go on with what there is: "
+                              "allow_drift=True (--allow-drift)")

@@ -20,7 +20,7 @@ from .source import ConfigError, dotted, near
 from .spelling import suggestion
 
 # %% auto #0
-__all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_arguments', 'build']
+__all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_arguments', 'build', 'named_in']
 
 # %% ../nbs/05_registry.ipynb #00e27b1e
 # Map of this module, top to bottom:
@@ -29,6 +29,7 @@ __all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_
 #   find                a name, or package.module:Name, → the builder
 #   wrong_arguments     what is wrong with the arguments in a config, one line each
 #   build               find, check, call
+#   named_in            what a config names, registered or not, with the place of its code
 
 # %% ../nbs/05_registry.ipynb #03906b00
 KINDS = ("system", "model", "data", "loss", "metric", "optimizer", "scheduler", "callback", "display")
@@ -189,3 +190,14 @@ def _with_flags(accepts: dict[str, inspect.Parameter], arguments: dict[str, Any]
         flag = wanted is not None and (isinstance(wanted.default, bool) or wanted.annotation in (bool, "bool"))
         return words.get(text.lower(), text) if flag and isinstance(text, str) else text
     return {key: value(key, text) for key, text in arguments.items()}
+
+# %% ../nbs/05_registry.ipynb #4614e739
+def named_in(config: Config) -> dict[str, str]:
+    "package.module:Name → kind, for all that a config and its stages name; of a name that is not registered the kind is open."
+    def words(value: Any) -> Iterator[str]:
+        if isinstance(value, str): yield value
+        elif isinstance(value, dict): yield from (word for one in value.values() for word in words(one))
+        elif isinstance(value, (list, tuple)): yield from (word for one in value for word in words(one))
+    said = {*words(config.whole.to_dict())}
+    homes = {_home(builder): kind for kind, known in _BUILDERS.items() for name, builder in known.items() if name in said}
+    return {word: "" for word in sorted(said) if _DOTTED.fullmatch(word)} | homes

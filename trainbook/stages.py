@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .cells import keep_code
+from .cells import keep_code, own_code
 from .config import Config, references
 from .console import spell_row
 from .data import keyed
@@ -251,7 +251,7 @@ class BaseTrainer(Trainer):
         own = {path: value for path, value in self._asks.leaves().items() if path[0] not in ("run", "search")}
         if own["training", "loss"] is None: del own["training", "loss"]
         run.keep(self.stage, own)
-        keep_code(run.folder)
+        keep_code(run.folder, self.config.whole)
 
     def open_run(self) -> None:
         super().open_run()
@@ -263,7 +263,7 @@ class BaseTrainer(Trainer):
         "What the first row of a life tells."
         own = super().facts() if not self.computes_only else {
             "device": str(self.device), "precision": self.precision.name, "seed": self.seed}
-        more = {"init_from": self.begins, "by_hand": self.by_hand}
+        more = {"init_from": self.begins, "by_hand": self.by_hand, "code": own_code(self.config.whole)}
         return own | {"stages": self.asked} | {key: value for key, value in more.items() if value}
 
     def write_outputs(self, splits: Mapping[str, Any], file: str | Path, notes: str | Path | None = None) -> Path:

@@ -126,14 +126,14 @@ def trusted(fingerprint: str) -> bool:
     return fingerprint in _remembered()
 
 
-def trust(fingerprint: str, what: str) -> None:
-    "Remembers a yes; `what` is for the person who reads the file."
+def trust(answers: dict[str, str]) -> None:
+    "Remembers a yes to each fingerprint; what it was is for the person who reads the file."
     path = _path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(path.parent/".lock"):
         known = _remembered()
-        if fingerprint in known: return
-        write_whole(path, json.dumps({"format": 1, "trusted": {**known, fingerprint: what}}, indent=1) + "\n")
+        if answers.keys() <= known.keys(): return
+        write_whole(path, json.dumps({"format": 1, "trusted": {**known, **answers}}, indent=1) + "\n")
         os.chmod(path, 0o600)
 
 
@@ -152,19 +152,22 @@ def check_trust(names: Iterable[str], code: Path | None = None, trust_code: bool
     "Returns if there is nothing to trust, or it is trusted; trust_code=True says yes and remembers it."
     named = [name for name in _sorted(names) if ":" in name]
     files = dict(_files(code))
-    strange = [name for name in named if not _is_registered(name)]
+    strange = {_hash([name], {}): name for name in named if trust_code is True or not _is_registered(name)}
     if not strange and not files: return
-    mark = _hash(named, files)  # of all names: what else is registered here must not change the answer
-    parts = ([f"names {_shown(strange)}"] if strange else []) + (
-        [f"brings {_shown([f'{Path(code).name}/{name}' for name in sorted(files)])}"] if files else [])
+    asked = {mark: f"names {name}" for mark, name in strange.items()}
+    if files: asked[_hash([], files)] = f"brings {_shown([f'{Path(code).name}/{name}' for name in sorted(files)])}"
     if trust_code is True:
-        try: trust(mark, f"{where}: {' and '.join(parts)}")
+        try: return trust({mark: f"{where}: {what}" for mark, what in asked.items()})
         except OSError as error:  # a home that is read-only, or none
-            warnings.warn(f"the answer holds for this time only, it cannot be remembered: {error}", stacklevel=2)
-    elif not trusted(mark):
-        raise NotTrusted(f"{_line(where)}  {' and '.join(parts)}, which would run as code here; "
-                         "if you trust who made it: trust_code=True, or --trust-code on the command line "
-                         "(asked once, and again if it changes)")
+            return warnings.warn(f"the answer holds for this time only, it cannot be remembered: {error}", stacklevel=2)
+    known = _remembered()
+    new = {mark: what for mark, what in asked.items() if mark not in known}
+    if not new: return
+    named = [strange[mark] for mark in new if mark in strange]
+    parts = [f"names {_shown(named)}"] * bool(named) + [what for mark, what in new.items() if mark not in strange]
+    raise NotTrusted(f"{_line(where)}  {' and '.join(parts)}, which would run as code here; "
+                     "if you trust who made it: trust_code=True, or --trust-code on the command line "
+                     "(asked once, and again if it changes)")
 
 
 def _is_registered(name: str) -> bool:
