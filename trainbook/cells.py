@@ -188,7 +188,7 @@ def _folder(path: str) -> str: return f"folder:{path}"  # as an answer is rememb
 def use_code(run_folder: str | Path, trust_code: bool = False, config: Config | None = None,
              own: Mapping[str, Any] = {}) -> list[str]:
     """The modules in run/code/ become this session's; their names. NotTrusted if nobody has agreed to them, to what the config
-    names, or to the run's `own` code. What the run before brought and this one does not have goes; what was written here stays."""
+    names, or to the run's `own` code. What the run before brought and this one lacks goes; what was written here stays."""
     code, named = Path(run_folder)/"code", own.get("names", {})
     check_trust([*(named_in(config) if config else ()), *named], code, trust_code, where=str(run_folder))
     for folder in own.get("folders", ()):
