@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import sys
 import threading
@@ -24,17 +23,17 @@ from .run import Run
 from .schema import duration
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
+from .workers import Background, Wishes, listening
 
 # %% auto #0
-__all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Wishes', 'listening', 'Paused', 'interactive', 'leave',
-           'GivenUp', 'Session', 'Origin', 'origin_of', 'place', 'Record']
+__all__ = ['EVENTS', 'Callback', 'CallbackError', 'Listeners', 'picture', 'Paused', 'interactive', 'leave', 'GivenUp', 'Session',
+           'Origin', 'origin_of', 'place', 'Record']
 
 # %% ../nbs/31_events.ipynb #6a49436f
 # Map of this module, top to bottom:
 #   EVENTS, Callback     seven moments, and what listens to them
 #   Listeners            bound once; an event that nobody hears costs nothing
 #   picture              the loop with its listeners
-#   Wishes, listening    Ctrl-C and SIGTERM as notes that the loop reads
 #   Paused, leave        how an interrupted training ends in a notebook and in a script
 #   Session              open, work, close in order, whatever happens
 #   Origin, place        which run a training writes: a new one, the one it came from, a branch of it
@@ -166,32 +165,6 @@ def picture(listeners: Listeners | None = None) -> str:
         lines.append(f"{line.split('#')[0].rstrip():40} ← {names}" if names else line)
     return "\n".join(lines)
 
-# %% ../nbs/31_events.ipynb #cff4cf64
-class Wishes:
-    "What a signal asked for, until the loop looks: the signal's number, 0 for none."
-
-    def __init__(self): self.asked = 0
-
-    def handle(self, number: int, frame: Any) -> None:
-        "The first signal is noted, the second stops at once."
-        if self.asked: raise SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt("stopped at once")
-        self.asked = number
-        word = "SIGTERM" if number == signal.SIGTERM else "interrupt"
-        os.write(2, f"\n{word}: finishing the step, then saving; once more to stop at once\n".encode())  # safe inside a handler
-
-
-@contextmanager
-def listening(wishes: Wishes) -> Iterator[None]:
-    "Ctrl-C and SIGTERM become notes inside; the handlers of before come back. Nothing in a thread other than the main one."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, wishes.handle) for number in numbers}
-    try: yield
-    finally:
-        for number in numbers: signal.signal(number, before[number] if before[number] is not None else signal.SIG_DFL)
-
 # %% ../nbs/31_events.ipynb #ccc5c7b6
 class Paused(KeyboardInterrupt):
     "An interrupted training, saved and ready to go on."
@@ -223,7 +196,7 @@ class Session:
     torn = ""                           # why what is in memory is nothing to go on from
     halt = ""                           # why it shall end: paused, stopped
     spent = 0.0                         # seconds in earlier sessions
-    _thread, _inside, _opening, _opened = 0, (), False, 0.0
+    _thread, _inside, _opening, _opened, _work = 0, (), False, 0.0, None
 
     def open(self) -> None: ...
     def finish(self) -> str: return self.halt or "finished"
@@ -256,6 +229,16 @@ class Session:
             finally: self.spent, self.wishes = self.seconds, None
         if asked and status == "paused": raise leave(asked, f"paused at {self.where}; train() goes on from there")
         if asked and (asked == signal.SIGTERM or not interactive()): raise leave(asked, f"{status} at {self.where}")
+
+    def begin(self, work: Callable[[], Any]) -> None:
+        "Does it in the background; returns when its session is open."
+        self.check_thread()
+        self._work = Background(work, lambda: self.wishes is not None and not self._opening, daemon=interactive())
+
+    def wait(self) -> Any:
+        "What was begun in the background, when it is over. An interrupt of the waiting is one of the training."
+        if self._work is None: raise RuntimeError("wait()  nothing was begun in the background; train(background=True)")
+        with listening(self.wishes or Wishes()): return self._work.wait()
 
     @property
     def seconds(self) -> float:

@@ -231,8 +231,9 @@ class BaseTrainer(Trainer):
 
     # --- its life ---------------------------------------------------------------------------------
 
-    def train(self, data: Any = None, num_epochs: float | str | None = None, **changes: Any) -> Any:
+    def train(self, data: Any = None, num_epochs: float | str | None = None, background: bool = False, **changes: Any) -> Any:
         "Does what the stage is there for: trains (on other data, if some is given), extracts, or evaluates."
+        if background: return self.begin(lambda: self.train(data, num_epochs, **changes))
         if isinstance(data, (int, float, str)): data, num_epochs = None, data
         if self.computes_only:
             if data is not None: self.splits = splits_of(data)

@@ -121,9 +121,9 @@ class Trainer(Recorded, Task):
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def train(self, num_epochs: float | str | None = None, **changes: Any) -> History:
-        """Trains to the end, after num_epochs in all if given; goes on from where it is. Returns what was measured.
-        num_epochs is the end of this call; the other changes are remembered over a resume, as with set()."""
+    def train(self, num_epochs: float | str | None = None, background: bool = False, **changes: Any) -> History | None:
+        "Trains to the end, of this call if given; goes on from where it is. Other changes are remembered, as with set()."
+        if background: return self.begin(lambda: self.train(num_epochs, **changes))
         with self.once("train()"):
             if self.rests(bool(changes) or num_epochs not in (None, self.config.training.epochs)): return self.history
             if changes: self.set(**changes)
@@ -196,7 +196,7 @@ class Trainer(Recorded, Task):
         if time.monotonic() >= self._look:
             if self.console.bar: self.console.bar.at(self.batch, spell_row(self.numbers.newest))
             if self.record: self.record.flush()
-            self._look = time.monotonic() + 0.25
+            self._look = time.monotonic() + 0.1
 
     def _end_epoch(self, began: float) -> None:
         "Evaluates if it is due, tells the means, saves if it is due. Given up in the evaluation, all of it is done again."
