@@ -49,6 +49,7 @@ def test_its_cells_are_free_and_it_is_one_training():
     began = time.monotonic()
     trainer.train(background=True)
     assert time.monotonic() - began < 2 and trainer.run.status == "running" and threading.current_thread() is threading.main_thread()
+    until(lambda: trainer.step > 0)
     for work in (trainer.train, trainer.evaluate, lambda: trainer.train(background=True), trainer.save_checkpoint, lambda: trainer.predict(loader())):
         with pytest.raises(RuntimeError, match="it trains in another thread, at step"): work()
     with pytest.raises(RunBusy): slowly(save_dir="r", config={"run": {"on_existing": "resume"}}).train()
