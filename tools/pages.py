@@ -43,7 +43,8 @@ def execute(page: Path) -> nbformat.NotebookNode:
     "The page as it looks after running it top to bottom in a fresh kernel."
     from nbclient import NotebookClient
     notebook = nbformat.read(page, 4)
-    quiet = ["--IPKernelApp.log_level=40"]  # ipykernel warns of loopback TCP, which is what everybody uses
+    quiet = ["--IPKernelApp.log_level=40",  # ipykernel warns of loopback TCP, which is what everybody uses
+             "--IPKernelApp.exec_lines=from trainbook.registry import register; register('display', 'live')(lambda run: None)"]
     client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", extra_arguments=quiet,
                             resources={"metadata": {"path": str(page.parent)}})
     with tempfile.TemporaryDirectory(prefix="trainbook-page-") as home:  # what a page agrees to is no answer of yours

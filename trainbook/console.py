@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from .registry import find
 from .schedule import Schedule, curve
 from .source import ConfigError, near
 
@@ -130,11 +131,11 @@ class Console:
 
     def __init__(self, file: str | Path | None = None, quiet: bool = False, forms: Iterable[str] = ()):
         self.forms = list(forms)
-        self.file, self.quiet, self.bar = Path(file) if file else None, quiet, None
+        self.file, self.quiet, self.bar, self.panel = Path(file) if file else None, quiet, None, None
 
-    def line(self, text: str) -> None:
-        "One line; the bar makes room for it."
-        if not self.quiet:
+    def line(self, text: str, routine: bool = False) -> None:
+        "One line; the bar makes room for it. One of every epoch goes to the file alone while a panel shows what it says."
+        if not self.quiet and not (routine and self.panel):
             if self.bar: self.bar.clear()
             try: print(text, flush=True)
             except (OSError, ValueError): self.quiet = True  # who read it is gone; a training is not stopped by that
@@ -143,12 +144,13 @@ class Console:
             with open(self.file, "a", encoding="utf-8") as log: log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         except OSError: return  # the event log has the numbers, and says what is wrong with the disk
 
-    def start_bar(self) -> None:
-        "A bar that lines make room for; `count` says of what."
+    def start_bar(self, run: Any = None) -> None:
+        "A bar that lines make room for; `count` says of what. In a notebook a panel of the run in its place, if one is given."
         self.end_bar()
+        if run is not None and not self.quiet and in_notebook(): self.panel = _live(run)
         self.bar = self._new_bar()
 
-    def _new_bar(self) -> Bar: return Bar(patience=float("inf") if self.quiet else 0.5)
+    def _new_bar(self) -> Bar: return Bar(patience=float("inf") if self.quiet or self.panel else 0.5)
 
     def count(self, plan: Any, step: int, epoch: int, batch: int, accumulate: int = 1) -> None:
         "The bar counts the batches of this epoch from now on, those that a training makes that ends before it does."
@@ -174,15 +176,27 @@ class Console:
             except ValueError as error:
                 lines.append(f"epoch_line  {error}")
                 self.forms.remove(form)  # it is said once
-        if not self.forms:
-            of = "" if end is None else f"/{end:g}"
-            lines.append(f"epoch {epoch}{of}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}")
-        elif best: lines.append("new best")
         for line in lines: self.line(line)
+        of = "" if end is None else f"/{end:g}"
+        if not self.forms:
+            self.line(f"epoch {epoch}{of}  {spell_row(told)}  {spell_number('seconds', seconds)}{'  best' * best}", routine=True)
+        elif best: self.line("new best")
 
     def end_bar(self) -> None:
+        "The bar goes; the panel shows how it ended, and stays."
         if self.bar: self.bar.close()
-        self.bar = None
+        if self.panel: self.panel.end()
+        self.bar = self.panel = None
+
+
+def _live(run: Any) -> Any:
+    "The display of a run that trains: what is registered under the name live, or ours. Nothing if it cannot be made."
+    try: show = find("display", "live")
+    except ConfigError: show = None
+    try: return (show or find("display", "trainbook.widgets:LivePanel"))(run)
+    except Exception as error:  # no training fails for a picture of it
+        print(f"note: no live panel: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 _PLACE = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")

@@ -165,7 +165,8 @@ class Recorded(Session):
         self.row("eval", epoch=self.epoch_now, **measured)
         self.judge("val_", self.metrics)
         if not self._ends_epoch:  # else the line of the epoch says it
-            self.console.line(f"{self.where}  {spell_row(measured)}{'  best' * (self.best.get('step') == self.step)}")
+            best = "  best" * (self.best.get("step") == self.step)
+            self.console.line(f"{self.where}  {spell_row(measured)}{best}", routine=True)
         self.tell("eval_end")
 
     def measured(self) -> dict[str, float] | None:
@@ -181,8 +182,7 @@ class Recorded(Session):
         try: measured = self.measured()
         except ConfigError as error: return self.console.line(f"not evaluated: {error}")
         if measured is None: return
-        text = f"{self.where}  asked for: {spell_row(measured)}"
-        self.console.line(text)
+        self.console.line(text := f"{self.where}  asked for: {spell_row(measured)}")
         self.row("message", text=text)
 
     def rescue(self) -> None:
@@ -202,10 +202,10 @@ class Recorded(Session):
             if record or not self.writes: self.tell("fit_end")
         finally:
             self.rng, self.record = rng_state(), None
-            self.console.end_bar()
             if record:
                 self.origin = Origin(record.run, self.stage, self.step)
                 record.close(status, **({"error": f"{type(self.error).__name__}: {self.error}"} if self.error else {}))
+            self.console.end_bar()
 
     def land(self, wait: bool = True) -> None:
         "The numbers that have arrived from the device become rows; also tells of a gradient that was not finite."
@@ -348,15 +348,15 @@ class Recorded(Session):
         fresh = {key: value for key, value in self.metrics.items()
                  if (self.evaluated == self.step if key.startswith("val_") else self.batch == 0)}
         new = self.record.save(self.state_dict, self.step, self.epoch_now, fresh, final, self.config)
-        if new and (final or self.done or not self.batch): self.console.line(f"Saving checkpoint to: {self._saved_as(final)}")
+        if new and (final or self.done or not self.batch): self.console.line(self._saving(final), routine=True)
         if new: self.tell("saved")
 
-    def _saved_as(self, final: bool) -> str:
+    def _saving(self, final: bool) -> str:
         "Where a person finds this checkpoint: the plain files that are exported of it, else its own folder."
         folder = _from_here(self.record.run.folder/self.stage)
         is_there = {"latest": True, "best": self.best.get("step") == self.step, "final": final}
         files = [str(folder/name) for which, name in self.record.manager.export.items() if is_there[which]]
-        return ", ".join(files) or str(step_path(folder, self.step))
+        return f"Saving checkpoint to: {', '.join(files) or step_path(folder, self.step)}"
 
     def save_checkpoint(self, path: str | Path | None = None) -> None:
         """A checkpoint of now in the run; or all of it in one plain file, .pth, or the weights alone, .safetensors.

@@ -322,6 +322,7 @@ class Logging(Section):
     "What is written down while training."
     every: PositiveSpan = _key("10 steps", "how often losses are fetched and written")
     epoch_line: Texts = _key([], "what is told after an epoch: 'Epoch {epoch}/{epochs} - Loss: {train_loss:.2f}'")
+    panel: Flag = _key(True, "in a notebook, a live panel in place of the bar")
     tensorboard: Flag = _key(False, "event files in the run folder")
     wandb: Flag | Mapping = _key(False, "Weights & Biases: true, or {project: …}")
     histograms: PositiveSpan | None = _key(None, "how often to record weight histograms")

@@ -367,7 +367,7 @@ class Trainer(Recorded, Task):
             check_monitor(t.monitor, self._evaluated("val", self._val_loaders, batches=1))
         for part in (self.model, self.loss):  # a part that a person froze in a model that trains stays so
             if isinstance(part, torch.nn.Module) and not part.training: part.train()
-        self.console.start_bar()
+        self.console.start_bar(self.run if self.writes and self.config.logging.panel else None)
         self.obey()
         self._tell_end()
         self.tell("fit_start")
