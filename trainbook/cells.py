@@ -26,13 +26,13 @@ from typing import Any
 
 from .config import Config
 from .lock import make_folder, sync_folder, write_whole
-from .registry import find, forget, named_in, redefining
+from .registry import calls_in, find, forget, named_in, redefining
 from .schema import spell_short
 from .source import ConfigError
 from .trust import check_trust, fingerprint, trusted
 
 # %% auto #0
-__all__ = ['module', 'load_ipython_extension', 'keep_code', 'own_code', 'changed_code', 'hash_of', 'use_code']
+__all__ = ['module', 'load_ipython_extension', 'keep_code', 'own_code', 'is_own', 'changed_code', 'hash_of', 'use_code']
 
 # %% ../nbs/35_cells.ipynb #77c551db
 # Map of this module, top to bottom:
@@ -40,6 +40,7 @@ __all__ = ['module', 'load_ipython_extension', 'keep_code', 'own_code', 'changed
 #   load_ipython_extension    %%module NAME, the same for a cell
 #   keep_code                 the sources of this session → run/code/; what else a config names is agreed to
 #   own_code, changed_code    the files of the code that a config names; those that are other now
+#   is_own                    a folder from which code was run here before
 #   use_code                  run/code/, and the folders of the other code → modules of this session
 
 # %% ../nbs/35_cells.ipynb #4a258414
@@ -129,7 +130,7 @@ if (_shell := sys.modules["IPython"].get_ipython() if "IPython" in sys.modules e
 def keep_code(run_folder: str | Path, config: Config | None = None) -> list[str]:
     "The sources of this session's modules into run/code/; their names. What the config names runs here, and may again."
     sources, code = {**_BROUGHT, **_CELLS}, Path(run_folder)/"code"
-    if config and (agreed := [*named_in(config), *map(_folder, own_code(config).get("folders", ()))]):
+    if config and (agreed := [*calls_in(config), *named_in(config), *map(_folder, own_code(config).get("folders", ()))]):
         check_trust(agreed, trust_code=True, where=str(run_folder))
     if not sources: return []
     beside = Path(run_folder)/f".tmp-code-{uuid.uuid4().hex[:8]}"/"code"
@@ -157,9 +158,14 @@ def own_code(config: Config) -> dict[str, Any]:
     return {"names": homes, "folders": folders} if homes else {}
 
 
+def is_own(folder: str | Path) -> bool:
+    "Was code from this folder run here before? A run from elsewhere could name any."
+    return trusted(fingerprint([_folder(str(folder))]))
+
+
 def changed_code(own: Mapping) -> list[str]:
     "Files of a run's own code that are other now than in its last life; of folders that are not this person's none is read."
-    files = {Path(folder)/name: was for folder, found in own.get("folders", {}).items() if trusted(fingerprint([_folder(folder)]))
+    files = {Path(folder)/name: was for folder, found in own.get("folders", {}).items() if is_own(folder)
              for name, was in found.items() if not Path(name).is_absolute() and ".." not in Path(name).parts}
     return [str(path) for path, was in files.items() if hash_of(path) != was]
 
@@ -179,7 +185,8 @@ def _own_root(name: str) -> Path | None:
 
 
 def _is_installed(path: Path) -> bool:
-    return any(path.is_relative_to(sysconfig.get_path(key)) for key in ("purelib", "platlib", "stdlib"))
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return bool(installed) or any(path.is_relative_to(sysconfig.get_path(key)) for key in ("purelib", "platlib", "stdlib"))
 
 
 def _folder(path: str) -> str: return f"folder:{path}"  # as an answer is remembered
@@ -190,9 +197,9 @@ def use_code(run_folder: str | Path, trust_code: bool = False, config: Config | 
     """The modules in run/code/ become this session's; their names. NotTrusted if nobody has agreed to them, to what the config
     names, or to the run's `own` code. What the run before brought and this one lacks goes; what was written here stays."""
     code, named = Path(run_folder)/"code", own.get("names", {})
-    check_trust([*(named_in(config) if config else ()), *named], code, trust_code, where=str(run_folder))
+    check_trust([*(calls_in(config) if config else ()), *named], code, trust_code, where=str(run_folder))
     for folder in own.get("folders", ()):
-        if folder not in sys.path and trusted(fingerprint([_folder(folder)])): sys.path.insert(0, folder)
+        if folder not in sys.path and is_own(folder): sys.path.insert(0, folder)
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(code.glob("*.py"))}
     for name in found: _check_brought(name, code, found[name])
     for name in sorted(_CELLS.keys() & found.keys()):

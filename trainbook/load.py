@@ -19,7 +19,7 @@ from .foreign import is_ours, read_foreign
 from .lock import read_small
 from .optim import Update
 from .pickled import shown
-from .registry import build, find
+from .registry import build, calls_in, find
 from .run import Run, RunError, branch_points, find_run
 from .schema import spell_short
 from .source import ConfigError, near
@@ -274,7 +274,8 @@ def load_model(name: str | Path, trust_code: bool = False, **given: Any) -> torc
                               "load_weights(model, load_checkpoint(name)[\"model_state_dict\"])")
     config = Config.from_dict(checkpoint["config"], str(checkpoint.path), stage="train")
     if config.model.name and not _is_registered(config.model.name):
-        check_trust([config.model.name], trust_code=trust_code, where=str(checkpoint.path))
+        calls = [call for call in calls_in(config) if call[0] == config.model.name]
+        check_trust(calls, trust_code=trust_code, where=str(checkpoint.path))
     model = build("model", config, **given)
     load_weights(model, checkpoint["model_state_dict"])
     return model.eval()

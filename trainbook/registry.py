@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -20,7 +21,7 @@ from .source import ConfigError, dotted, near
 from .spelling import suggestion
 
 # %% auto #0
-__all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_arguments', 'build', 'named_in']
+__all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_arguments', 'build', 'named_in', 'calls_in']
 
 # %% ../nbs/05_registry.ipynb #00e27b1e
 # Map of this module, top to bottom:
@@ -29,7 +30,7 @@ __all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_
 #   find                a name, or package.module:Name, → the builder
 #   wrong_arguments     what is wrong with the arguments in a config, one line each
 #   build               find, check, call
-#   named_in            what a config names, registered or not, with the place of its code
+#   named_in, calls_in  what a config names, with the place of its code; with what each would be called
 
 # %% ../nbs/05_registry.ipynb #03906b00
 KINDS = ("system", "model", "data", "loss", "metric", "optimizer", "scheduler", "callback", "display")
@@ -194,10 +195,26 @@ def _with_flags(accepts: dict[str, inspect.Parameter], arguments: dict[str, Any]
 # %% ../nbs/05_registry.ipynb #4614e739
 def named_in(config: Config) -> dict[str, str]:
     "package.module:Name → kind, for all that a config and its stages name; of a name that is not registered the kind is open."
-    def words(value: Any) -> Iterator[str]:
-        if isinstance(value, str): yield value
-        elif isinstance(value, dict): yield from (word for one in value.values() for word in words(one))
-        elif isinstance(value, (list, tuple)): yield from (word for one in value for word in words(one))
-    said = {*words(config.whole.to_dict())}
+    said = {*_words(config.whole.to_dict())}
     homes = {_home(builder): kind for kind, known in _BUILDERS.items() for name, builder in known.items() if name in said}
     return {word: "" for word in sorted(said) if _DOTTED.fullmatch(word)} | homes
+
+
+def calls_in(config: Config) -> list[tuple[str, str]]:
+    """(package.module:Name, what it is called with) for all that a config and its stages name. That is its section; for a
+    system all but the numbers of training; for a loss, an optimizer, … what stands there."""
+    whole, found = config.whole, set()
+    for one in (whole, *(whole.stage(name) for name in whole.stage_names if whole.has_stages)):
+        sections = {key: value for key, value in one.to_dict().items() if key not in ("run", "stages", "logging", "search")}
+        training = sections.pop("training", {})
+        told = [(value, sections if key == "system" else value) for key, value in sections.items()]
+        for within, what in [*told, *((value, value) for value in training.values())]:
+            found |= {(word, json.dumps(what, sort_keys=True, default=str)) for word in _words(within) if _DOTTED.fullmatch(word)}
+    return sorted(found)
+
+
+def _words(value: Any) -> Iterator[str]:
+    "All texts in it."
+    if isinstance(value, str): yield value
+    elif isinstance(value, dict): yield from (word for one in value.values() for word in _words(one))
+    elif isinstance(value, (list, tuple)): yield from (word for one in value for word in _words(one))

@@ -147,12 +147,15 @@ def _alone(path: Path) -> Iterator[None]:
     finally: os.close(fd)
 
 # %% ../nbs/09_trust.ipynb #a922e7ea
-def check_trust(names: Iterable[str], code: Path | None = None, trust_code: bool = False,
+def check_trust(names: Iterable[str | tuple[str, str]], code: Path | None = None, trust_code: bool = False,
                 where: str = "this file") -> None:
-    "Returns if there is nothing to trust, or it is trusted; trust_code=True says yes and remembers it."
-    named = [name for name in _sorted(names) if ":" in name]
+    """Returns if there is nothing to trust, or it is trusted; trust_code=True says yes and remembers it.
+    A name may come with what it would be called with; another call is another question."""
+    calls = {one if isinstance(one, tuple) else (str(one), "") for one in ([names] if isinstance(names, str) else names) if one}
+    calls = sorted(one for one in calls if ":" in one[0])
     files = dict(_files(code))
-    strange = {_hash([name], {}): name for name in named if trust_code is True or not _is_registered(name)}
+    strange = {_hash([name, told] if told else [name], {}): name for name, told in calls
+               if trust_code is True or not _is_registered(name)}
     if not strange and not files: return
     asked = {mark: f"names {name}" for mark, name in strange.items()}
     if files: asked[_hash([], files)] = f"brings {_shown([f'{Path(code).name}/{name}' for name in sorted(files)])}"
@@ -163,8 +166,8 @@ def check_trust(names: Iterable[str], code: Path | None = None, trust_code: bool
     known = _remembered()
     new = {mark: what for mark, what in asked.items() if mark not in known}
     if not new: return
-    named = [strange[mark] for mark in new if mark in strange]
-    parts = [f"names {_shown(named)}"] * bool(named) + [what for mark, what in new.items() if mark not in strange]
+    named = dict.fromkeys(strange[mark] for mark in new if mark in strange)
+    parts = [f"names {_shown([*named])}"] * bool(named) + [what for mark, what in new.items() if mark not in strange]
     raise NotTrusted(f"{_line(where)}  {' and '.join(parts)}, which would run as code here; "
                      "if you trust who made it: trust_code=True, or --trust-code on the command line "
                      "(asked once, and again if it changes)")
