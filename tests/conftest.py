@@ -41,6 +41,13 @@ def server():
 
 
 @pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab in a browser (lab.py); both start once for a file of tests, and only for one that asks for them."
+    from lab import Lab
+    with Lab(tmp_path_factory.mktemp("lab")) as lab: yield lab
+
+
+@pytest.fixture(scope="module")
 def unhurt(server, tmp_path_factory):
     "recipe → (the outcome of a life that nobody touched, its pulses, the first step that it saved); each is made once."
     import exact

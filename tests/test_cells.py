@@ -5,8 +5,8 @@ import sys
 import warnings
 from pathlib import Path
 
-import nbformat
 import pytest
+from lab import notebook
 
 from trainbook import cells, registry
 from trainbook.cells import keep_code, module, use_code
@@ -164,24 +164,6 @@ def test_a_cell_that_is_run_again_within_a_second_is_not_taken_for_the_old_one()
 
 
 # --- in a notebook --------------------------------------------------------------------------------
-
-def notebook(*sources: str) -> list[str]:
-    "What the cells of a real kernel print, or the first line of their errors."
-    code = """
-import sys, warnings; warnings.simplefilter("ignore")
-import nbformat, json
-from nbclient import NotebookClient
-nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in json.load(sys.stdin)])
-NotebookClient(nb, timeout=60, kernel_name="python3", allow_errors=True, extra_arguments=["--IPKernelApp.log_level=40"]).execute()
-nbformat.write(nb, "out.ipynb")"""
-    import json
-    subprocess.run([sys.executable, "-c", code], input=json.dumps(sources), text=True, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
-    found = []
-    for cell in nbformat.read("out.ipynb", 4).cells:
-        parts = [output.get("text") or output.get("data", {}).get("text/plain") or "\n".join(output.get("traceback", [])) for output in cell.outputs]
-        found.append("".join(parts).strip())
-    return found
-
 
 def test_a_notebook_defines_keeps_and_a_fresh_process_finds(here):
     shown = notebook(

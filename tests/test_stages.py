@@ -167,6 +167,19 @@ def test_a_loop_over_the_stages_writes_one_run(here):
     assert len(runs("runs")) == 2
 
 
+@pytest.mark.parametrize("words", ({"save_dir": "r"}, {}), ids=("folder", "session"))
+def test_the_loop_run_again_goes_on_where_it_was_stopped(here, words):
+    class Stops(Callback):
+        def epoch_end(self, trainer):
+            if trainer.stage == "fine": trainer.stop()
+    config = Config.from_yaml("two.yaml").merge({"run": {"root": ".", "on_existing": "resume"}} | words)
+    for callbacks in ([Stops()], [], []):  # the third time all of it is there
+        for stage in config.stages: create_trainer(stage, quiet=True, callbacks=callbacks).train()
+        (run,) = runs(".")
+        assert stage_state(run, "fine") == ("begun" if callbacks else "finished") and load_checkpoint(run.folder/"fine")["step"] == (10 if callbacks else 30)
+    assert len(list(run.story().of("start"))) == 3
+
+
 def test_commands_of_two_stages_share_a_folder(here):
     for stage in ("coarse", "fine"): assert command("train", "two.yaml", "--stage", stage, "--save_dir", "both").returncode == 0
     assert stage_state(Run("both"), "coarse") == stage_state(Run("both"), "fine") == "finished" and stage_state(Run("both"), "features") == "new"
