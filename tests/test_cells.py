@@ -163,6 +163,13 @@ def test_a_cell_that_is_run_again_within_a_second_is_not_taken_for_the_old_one()
     assert (cells._session()/"__pycache__").is_file()
 
 
+def test_what_is_installed_is_not_ones_own_also_where_the_venv_is_a_link(here):
+    os.symlink(sys.prefix, "linked")
+    code = "import nbformat; from trainbook.cells import own_code; from trainbook.config import Config; print(own_code(Config.from_dict({'model': {'name': 'nbformat:read'}})))"
+    done = subprocess.run([here/"linked/bin"/Path(sys.executable).name, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert done.stdout.strip() == "{}", done
+
+
 # --- in a notebook --------------------------------------------------------------------------------
 
 def test_a_notebook_defines_keeps_and_a_fresh_process_finds(here):

@@ -15,7 +15,7 @@ The page number is the layer; a module imports only from pages before its own.
                   compare  prove                               what differs, of two checkpoints, and under kills
                   cells  extract                               notebook code kept, outputs of a model kept
                   words  files                                 verbs that read and tidy
-    4x doors      stages  onward  cli                          configs that train, going on; the command line
+    4x doors      stages  launch  onward  cli                  configs that train, here or elsewhere; the command line
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
 """
@@ -33,7 +33,7 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
            "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
            "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
-           "branch": "onward"}
+           "branch": "onward", "launch": "launch"}
 __all__ = list(_PUBLIC)
 # what other programs have as classes; an ImportError, as `from trainbook import …` swallows the words of an AttributeError
 _ELSEWHERE = {"EarlyStopping": "early stopping is a keyword: "

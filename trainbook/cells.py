@@ -127,9 +127,10 @@ if (_shell := sys.modules["IPython"].get_ipython() if "IPython" in sys.modules e
     load_ipython_extension(_shell)
 
 # %% ../nbs/35_cells.ipynb #5916bfeb
-def keep_code(run_folder: str | Path, config: Config | None = None) -> list[str]:
-    "The sources of this session's modules into run/code/; their names. What the config names runs here, and may again."
-    sources, code = {**_BROUGHT, **_CELLS}, Path(run_folder)/"code"
+def keep_code(run_folder: str | Path, config: Config | None = None, brought: bool = True) -> list[str]:
+    """The sources of this session's modules into run/code/, those that a run has `brought` here too; their names. What the
+    config names runs here, and may again."""
+    sources, code = {**(_BROUGHT if brought else {}), **_CELLS}, Path(run_folder)/"code"
     if config and (agreed := [*calls_in(config), *named_in(config), *map(_folder, own_code(config).get("folders", ()))]):
         check_trust(agreed, trust_code=True, where=str(run_folder))
     if not sources: return []
@@ -184,9 +185,12 @@ def _own_root(name: str) -> Path | None:
     return None if _is_installed(path) else root
 
 
+_INSTALLED = tuple(path(sysconfig.get_path(key)) + os.sep for key in ("purelib", "platlib", "stdlib")
+                   for path in (os.path.abspath, os.path.realpath))  # a .venv may be a link
+
+
 def _is_installed(path: Path) -> bool:
-    installed = {"site-packages", "dist-packages"} & {*path.parts}
-    return bool(installed) or any(path.is_relative_to(sysconfig.get_path(key)) for key in ("purelib", "platlib", "stdlib"))
+    return str(path).startswith(_INSTALLED) or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def _folder(path: str) -> str: return f"folder:{path}"  # as an answer is remembered

@@ -169,7 +169,7 @@ def picture(listeners: Listeners | None = None) -> str:
 class Paused(KeyboardInterrupt):
     "An interrupted training, saved and ready to go on."
 
-    def _render_traceback_(self) -> list[str]: return [f"Paused: {self}"]
+    def _render_traceback_(self) -> list[str]: return [str(self)]
 
 
 def interactive() -> bool:

@@ -92,7 +92,7 @@ def _use_code(run: Run, trust_code: bool) -> None:
 
 
 def _own_code(run: Run) -> dict:
-    return next((row["code"] for row in reversed(run.story().rows) if "code" in row), {})
+    return next((row["code"] for row in reversed(run.story().rows) if "code" in row), run.info.get("code", {}))
 
 
 def _meant(name: str | Path) -> tuple[Run, Any]:

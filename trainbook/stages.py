@@ -305,13 +305,14 @@ _RUNS: dict[int, tuple[list, Run]] = {}  # of each config of this process, the r
 
 
 def run_of(config: Config, told: list) -> Run | None:
-    "The run that another stage of this config has begun, in this process or in its save_dir, and that has not begun this one."
+    """The run that another stage of this config has begun, in this process or in its save_dir. One that has begun this stage
+    too is meant only where a run is gone on with."""
     place = config.training.save_dir and Path(config.training.save_dir).expanduser()
     if told and (known := _RUNS.get(id(told))): run = known[1]
     elif place and (place/"run.json").exists() and Run(place).config.has_stages: run = Run(place)
     else: return None
     if not run.folder.is_dir() or config.stage_name not in run.config.stage_names: return None
-    return run if stage_state(run, config.stage_name) == "new" else None
+    return run if config.run.on_existing == "resume" or stage_state(run, config.stage_name) == "new" else None
 
 
 def stage_state(run: Run, stage: str) -> str:
