@@ -193,7 +193,7 @@ def _live(run: Any) -> Any:
     "The display of a run that trains: what is registered under the name live, or ours. Nothing if it cannot be made."
     try: show = find("display", "live")
     except ConfigError: show = None
-    try: return (show or find("display", "trainbook.widgets:LivePanel"))(run)
+    try: return (show or find("display", "trainbook.widgets:follow"))(run)
     except Exception as error:  # no training fails for a picture of it
         print(f"note: no live panel: {type(error).__name__}: {error}", file=sys.stderr)
         return None
