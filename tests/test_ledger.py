@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainbook import Config, ConfigError, Run, runs
-from trainbook.ledger import Ledger, Story, _row, last_row, read_rows, tell
+from trainbook.ledger import Ledger, Story, row_of, last_row, read_rows, tell
 from trainbook.lock import Lock, LostOwnership, RunBusy, holder, write_whole
 from trainbook.run import cut_short
 
@@ -244,7 +244,7 @@ def test_the_story_starts_anew_when_the_log_was_replaced(run):
 
 def test_the_status_of_a_large_log_reads_its_end_only(run, monkeypatch):
     with open(run.folder/"events.jsonl", "wb") as log: log.write(b'{"event": "warning", "text": "%s"}\n' % (b"x" * 30_000)); log.write(b'{"event": "step", "stage": "m", "step": 7}\n' * 100_000)
-    monkeypatch.setattr("trainbook.ledger._row", lambda line, real=_row, seen=[]: seen.append(line) or (real(line) if len(seen) < 10 else pytest.fail("it reads on")))
+    monkeypatch.setattr("trainbook.ledger.row_of", lambda line, real=row_of, seen=[]: seen.append(line) or (real(line) if len(seen) < 10 else pytest.fail("it reads on")))
     assert last_row(run.folder)["step"] == 7 and run.status == "interrupted"
 
 

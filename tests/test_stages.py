@@ -36,7 +36,7 @@ from torch.utils.data import Dataset, TensorDataset
 def due(what, count={}):
     "Dies by SIGKILL at the moment that DIE names, as coarse:30."
     count[what] = count.get(what, 0) + 1
-    if os.environ.get("DIE") == f"{what}:{count[what]}": os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("DIE") == f"{what}:{count[what]}": os.kill(os.getpid(), int(os.environ.get("BY", signal.SIGKILL)))
 
 class Net(torch.nn.Module):
     def __init__(self, hidden=8, arms=2):
@@ -751,6 +751,134 @@ def test_25_a_loss_that_is_told_from_the_first_batch_stays_with_its_stage(here):
     train_stages(small(save_dir="r"), only=["fine"], quiet=True)
     coarse, features, fine = (one.training for one in Run("r").config.stages)
     assert (coarse.loss, features.loss, fine.loss) == ("cross_entropy", None, "cross_entropy") and (coarse.lr, fine.lr) == (2e-2, 1e-2)
+
+
+# --- what a second attack has found -------------------------------------------------------------------------------------------------------
+
+def of_features(kind: str = "extract", **more) -> Config: return small(save_dir="r", **more).merge({"kind": kind}, "features")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("kind", ["extract", "evaluate"])
+def test_a_stage_that_computes_hears_signals(here, monkeypatch, kind, number, code):
+    """After the batch it ends in order; an extraction keeps what it has written."""
+    train_stages(of_features(kind), only=["coarse"], quiet=True)
+    sys.modules["project"].due.__defaults__[0].clear()
+    monkeypatch.setenv("DIE", "look:3")
+    monkeypatch.setenv("BY", str(int(number)))
+    with pytest.raises(SystemExit) as left: train_stages(of_features(kind), only=["features"], quiet=True)
+    assert left.value.code == code and Run("r").status == "paused"
+    if kind == "extract": assert json.loads(Path("r/features/extraction.json").read_text())["splits"][""]["batches"] == 3
+    resume("r", quiet=True)
+    assert Run("r").status == "finished"
+
+
+@pytest.mark.parametrize("kind", ["extract", "evaluate"])
+def test_a_stage_that_computes_hears_what_it_is_told(here, monkeypatch, capsys, kind):
+    run = train_stages(of_features(kind), only=["coarse"], quiet=True)
+    told = iter([("set", {"lr": 1e-3}), ("evaluate", {}), ("save", {}), ("pause", {}), ("stop", {})])
+    def look(what):
+        for command, values in [next(told, ())] if what == "look" else []: run.tell(command, **values)
+    monkeypatch.setattr(sys.modules["project"], "due", look)
+    monkeypatch.setattr("trainbook.events.time.sleep", lambda seconds: run.tell("resume"))  # somebody answers the pause
+    train_stages(of_features(kind), only=["features"])
+    said = capsys.readouterr().out
+    assert "set is for a stage that trains, not for features" in said and "paused at batch 4 of features" in said and run.status == "stopped", said
+    monkeypatch.setattr(sys.modules["project"], "due", lambda what: None)
+    resume("r", quiet=True)
+    assert run.status == "finished"
+
+
+def test_what_is_told_between_two_stages_is_heard(here, monkeypatch):
+    made = stages.create_trainer
+    def between(config, run, **words):
+        if config.stage_name == "features": run.tell("stop")
+        return made(config, run, **words)
+    monkeypatch.setattr(stages, "create_trainer", between)
+    run = train_stages(of_features(), quiet=True)
+    assert run.status == "stopped" and run.left() == ["features", "fine"]
+
+
+def test_a_trainer_that_computes_shows_itself(trained_coarse):
+    told = trained(trained_coarse.folder)
+    assert "computes with Net of" in repr(told) and "body.0" in told.summary(9)
+
+
+def test_a_branch_tries_its_hand_overs_first(trained_coarse):
+    with pytest.raises(WeightsError): branch(f"{trained_coarse.folder}/coarse@latest", ["stages.fine.model.hidden=16"], quiet=True)
+    assert runs("runs") == [trained_coarse]
+
+
+def test_a_branch_without_a_checkpoint_goes_on_from_its_parents(here):
+    run, more = train_stages("two.yaml", only=["coarse"], save_dir="r", quiet=True), ["training.epochs=4"]
+    straight = branch("r/coarse@latest", more, "straight", quiet=True)
+    for name, moved in (("killed", False), ("lost", True)):
+        dies(lambda name=name: branch("r/coarse@latest", more, name, quiet=True), "coarse:40")
+        (child,) = [one for one in runs("runs") if one.name.startswith(name)]
+        assert stage_state(child, "coarse") == "begun" and not list(child.folder.glob("coarse/step-*"))
+        if moved:
+            os.rename("r", "elsewhere")
+            with pytest.raises(CheckpointError, match="has no checkpoint of its own yet, and r, which it branched from, is not where it was"): resume(child, quiet=True)
+        else:
+            resume(child, quiet=True)
+            assert all(torch.equal(weights(child.folder/stage), weights(straight.folder/stage)) for stage in ("coarse", "fine"))
+    assert load_checkpoint("elsewhere/coarse", quiet=True)["step"] == 30 and Run("elsewhere") == run
+
+
+def test_a_branch_that_was_killed_before_its_first_row_begins_where_it_branched(here, monkeypatch):
+    train_stages(small(save_dir="r", init_from=None, allow=[]), only=["coarse", "fine"], quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "start", lambda self, stage, **facts: os.kill(os.getpid(), signal.SIGKILL))
+        dies(lambda: branch("r/fine@7", quiet=True), "start")
+    (child,) = runs("runs")
+    resume(child, quiet=True)
+    assert [stage_state(child, name) for name in child.config.stage_names] == ["new", "new", "finished"]
+
+
+def test_what_the_data_of_a_stage_take_is_known_before_any_is_trained(here):
+    with pytest.raises(ConfigError, match="data.paus  unknown argument of project:data, did you mean pause"): train_stages(small().merge({"data": {"paus": 1}}, "fine"), quiet=True)
+    assert not runs("runs")
+
+
+def test_an_optimizer_of_another_model_or_kind_is_not_kept(trained_coarse):
+    keep = {"keep": ["model", "optimizer"], "training": {"epochs": 1}}
+    with pytest.raises(ConfigError, match="keep  the optimizer does not fit: that of .*: exp_avg of shape \\(2, 8\\) for a weight of \\(3, 8\\); keep: \\[model\\]"): begins(trained_coarse, **keep)
+    same = Config.from_yaml("two.yaml").merge({"model": {"arms": 2}}, "fine")
+    with pytest.raises(ConfigError, match="no dampening, momentum, nesterov, as SGD has"): create_trainer(same.stage("fine").merge(keep | {"training": {"optimizer": "sgd"}}), trained_coarse, quiet=True)
+    with pytest.raises(ConfigError, match="the optimizer does not fit: head.weight"): train_stages(small().merge(keep, "fine"), quiet=True)
+    assert runs("runs") == [trained_coarse]
+
+
+def test_a_stage_is_named_by_the_file_of_its_best(here):
+    """As a guide's config does; and a word that names no checkpoint is found before any stage is trained."""
+    run = train_stages(small().merge({"init_from": "best_coarse.pth"}, "fine"), only=["coarse", "fine"], quiet=True)
+    assert next(run.story().of("start", stage="fine"))["init_from"].endswith("coarse/step-00000010")
+    with pytest.raises(CheckpointError, match="coarse@worst: worst is no checkpoint's name"): train_stages(small().merge({"init_from": "coarse@worst"}, "fine"), quiet=True)
+    assert runs("runs") == [run]
+
+
+ODD = [("code", one) for one in ([1], 5, None, {"names": [1]}, {"names": {"a": 5}}, {"folders": 5}, {"folders": ["/etc"]}, {"folders": {"/etc": {"passwd": 3}}}, {"names": {"os:system": "x"}})] + [
+    ("stages", [1, [2]]), ("stages", "coarse"), ("by_hand", 5), ("by_hand", [5])]
+
+
+@pytest.mark.parametrize("key, value", ODD)
+def test_a_malformed_row_is_no_traceback(here, key, value, capsys):
+    train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    rows = [json.loads(line) for line in Path("r/events.jsonl").read_text().splitlines()]
+    Path("r/events.jsonl").write_text("".join(json.dumps(row | ({key: value} if row["event"] == "start" else {})) + "\n" for row in rows))
+    for line in ("show r", "runs .", "watch r --once", "evaluate r", "branch r@7", "resume r"):
+        code = main(line.split())
+        assert code == 0 or len(capsys.readouterr().err.splitlines()) == 1, line
+        assert "os:system" not in str(value) or code == 2 or line.split()[0] in ("show", "runs", "watch"), line
+
+
+@pytest.mark.parametrize("key, value", [("parent", 5), ("parent", {"id": "x"}), ("git", []), ("git", {"commit": 5}), ("versions", None), ("command", 3), ("found", 1), ("id", 5), ("created", 5)])
+def test_a_malformed_run_is_no_traceback(here, key, value, capsys):
+    run = train_stages(small(save_dir="r"), only=["coarse"], quiet=True)
+    Path("r/run.json").write_text(json.dumps(run.info | {key: value}))
+    for line in ("show r", "resume r"):
+        assert main(line.split()) == 2 and "r/run.json is damaged, or not ours" in capsys.readouterr().err
+    assert main(["runs", "."]) == 0
 
 
 # --- whose code it is ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import zipfile
 import zlib
@@ -21,20 +22,25 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
+from .data import KeyedLoader, keyed
+from .events import GivenUp
 from .lock import make_folder, open_regular, read_small, sync, sync_folder, write_whole
+from .loggers import Recorded
+from .model import summary
 from .schema import spell_short
 from .source import ConfigError, near
 from .state import SAFETENSORS, CheckpointError
 from .tensorfile import Damaged, map_tensors, write_tensors
 
 # %% auto #0
-__all__ = ['as_rows', 'Extraction', 'read_arrays']
+__all__ = ['as_rows', 'Extraction', 'read_arrays', 'Computing']
 
 # %% ../nbs/36_extract.ipynb #233723fb
 # Map of this module, top to bottom:
 #   as_rows        a value of a batch → a tensor on the CPU that the file has a word for
-#   Extraction     first, add, finish
+#   Extraction     first, add, keep, finish
 #   read_arrays    the file, without reading what nobody looks at
+#   Computing      a session that may be there to compute only: an extraction, an evaluation
 #
 # Order of a commit:  rows, each fsynced → extraction.json, renamed
 # Order of the end:   .tmp-FILE, fsynced → renamed → extraction.json → rows go
@@ -99,6 +105,11 @@ class Extraction:
             self._splits[split] = {"batches": known["batches"] + 1, "rows": known["rows"] + count, "arrays": grown}
             self._loose += 1
             if self._loose >= self.every: self._commit()
+
+    def keep(self) -> None:
+        "What was added so far counts."
+        if self._loose:
+            with self._writing(): self._commit()
 
     def finish(self) -> Path:
         "All arrays in one file; its path. Called again it does nothing."
@@ -325,3 +336,55 @@ def _read_npy(path: Path, file: Any, pack: zipfile.ZipFile, info: zipfile.ZipInf
 def _unpacked(pack: zipfile.ZipFile, info: zipfile.ZipInfo) -> torch.Tensor:
     with pack.open(info) as entry: array = numpy.lib.format.read_array(entry, allow_pickle=False)
     return torch.from_numpy(numpy.asarray(array, array.dtype.newbyteorder("="), order="C"))
+
+# %% ../nbs/36_extract.ipynb #8445f781
+class Computing(Recorded):
+    "A session that may be there to compute only, and then looks after each batch for what is asked of it."
+    computes_only, written, begins = False, None, ""  # what an extraction has written; the checkpoint that it computes with
+
+    def write_outputs(self, splits: Mapping[str, Any], file: str | Path, notes: str | Path | None = None) -> Path:
+        "What extract_step gives, in one .npz or .safetensors file. Called again it goes on from its `notes`, a folder."
+        file, loaders = Path(file), {name: keyed(one, self.config, "test") for name, one in splits.items()}
+        begins = os.path.relpath(self.begins, self.run.folder) if self.run else self.begins  # the run may be moved
+        about = {"begins": begins, "data": {name: one.identity() for name, one in loaders.items()}}
+        self.written = Extraction(notes or file.with_name(f".{file.name}-parts"), file, about)
+        for name, loader in () if self.written.finished else loaders.items():
+            split = name if len(loaders) > 1 else ""
+            for _, batch in self._shown(loader, f"extracting {name}", start=self.written.first(split), all_of=True):
+                with self.beside(): self.written.add(self.extract_step(batch), split)
+        file = self.written.finish()
+        if notes is None: shutil.rmtree(self.written.folder)
+        return file
+
+    def _shown(self, loader: KeyedLoader, what: str, **how: Any) -> Iterator[tuple[int, Any]]:
+        if not self.computes_only: return (yield from super()._shown(loader, what, **how))
+        self.batch = how.get("start", 0)
+        for pair in super()._shown(loader, what, **how):
+            yield pair
+            self.batch += 1
+            self.obey()
+
+    def obey(self) -> None:
+        "What was asked for; what only computes then gives up, or waits, with all that was written on the disk."
+        if not self.computes_only: return super().obey()
+        for control in self.record.asked(0, lambda: bool(self.wishes.asked)) if self.record else ():
+            command = control["command"]
+            if command in ("set", "evaluate"): self.console.line(f"{command} is for a stage that trains, not for {self.stage}")
+            elif self.written: self.written.keep()
+            if command == "pause": self.console.line(f"paused at {self.where}")
+            if command == "stop": self.stop()
+        if self.wishes and self.wishes.asked: self.halt = "paused"
+        if self.halt:
+            if self.written: self.written.keep()
+            raise GivenUp
+
+    @property
+    def where(self) -> str: return f"batch {self.batch:,} of {self.stage}" if self.computes_only else super().where
+
+    def summary(self, depth: int = 2) -> str:
+        "Layers, parameters and memory; of a training, what learns too."
+        return f"{self!r}\n\n{summary(self.model, depth)}" if self.computes_only else super().summary(depth)
+
+    def __repr__(self) -> str:
+        if not self.computes_only: return super().__repr__()
+        return f"{type(self).__name__} that computes with {type(self.model).__name__} of {self.begins} on {self.device}"

@@ -20,7 +20,8 @@ from .schema import Root
 from .source import ConfigError, Place, near, written
 
 # %% auto #0
-__all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'read_rows', 'last_row', 'Story', 'unfinished', 'tell', 'check_changes', 'Ledger']
+__all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'row_of', 'read_rows', 'last_row', 'Story', 'unfinished', 'tell', 'check_changes',
+           'Ledger']
 
 # %% ../nbs/07_ledger.ipynb #e251594b
 # Map of this module, top to bottom:
@@ -50,14 +51,18 @@ def _tagged(value):
 def _untagged(found: dict): return _NOT_JSON.get(found["$float"]) if list(found) == ["$float"] else found
 
 
-def _row(line: bytes) -> dict | None:
+def row_of(line: bytes) -> dict | None:
     "The row of a line; None for one that was torn, or is none of ours."
     try: row = json.loads(line, object_hook=_untagged if b'"$float"' in line else None)
     except (ValueError, RecursionError, TypeError): return None
     if not isinstance(row, dict) or row.get("event") not in EVENTS: return None
     if not isinstance(row.get("step", 0), int) or not isinstance(row.get("stage", ""), str | None): return None
     needs = {"control": ("id", "command"), "end": ("status",), "resume": ("from",)}.get(row["event"], ())
+    if row["event"] in ("start", "resume") and not all(_are_words(row.get(key, [])) for key in ("stages", "by_hand")): return None
     return row if all(isinstance(row.get(key), (str, int)) for key in needs) else None
+
+
+def _are_words(value) -> bool: return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _rows(folder: str | Path, offset: int, only: bytes = b"") -> Iterator[tuple[int, int, dict | None]]:
@@ -69,7 +74,7 @@ def _rows(folder: str | Path, offset: int, only: bytes = b"") -> Iterator[tuple[
         for line in log:
             if not line.endswith(b"\n"): return
             offset += len(line)
-            yield offset - len(line), offset, _row(line) if only in line else None
+            yield offset - len(line), offset, row_of(line) if only in line else None
 
 
 def read_rows(folder: str | Path, offset: int = 0) -> tuple[list[dict], int]:
@@ -91,7 +96,7 @@ def last_row(folder: str | Path, of: tuple[str, ...] = EVENTS) -> dict:
             log.seek(max(0, size - within))
             whole, _, _ = log.read(within).rpartition(b"\n")
             for line in reversed(whole.splitlines()):
-                if (row := _row(line)) and row["event"] in of: return row
+                if (row := row_of(line)) and row["event"] in of: return row
             if within >= size: break
     return {}
 
@@ -232,14 +237,14 @@ class Ledger:
                 if row and row["event"] == "control")
 
     def _discard_stale(self) -> None:
-        "Pauses and stops from before this life were for a process that is gone; a number to set is still wanted."
+        "Pauses and stops from before the run was ours were for a process that is gone; a number to set is still wanted."
         if not self._fresh: return
-        self._fresh = False
+        self._fresh, ours = False, os.stat(self._inbox.parent/"owner.json").st_mtime_ns
         for path, row in self._mail():
-            if row is None or row["command"] != "set" or row["id"] in self._done:
-                if row is not None and row["id"] not in self._done:
-                    self.log("message", text=f"discarded a stale {row['command']}")
-                path.unlink(missing_ok=True)
+            fresh = row is not None and (row["command"] == "set" or os.stat(path).st_mtime_ns > ours)
+            if fresh and row["id"] not in self._done: continue
+            if row is not None and row["id"] not in self._done: self.log("message", text=f"discarded a stale {row['command']}")
+            path.unlink(missing_ok=True)
 
     # --- rows -------------------------------------------------------------------------------------
 

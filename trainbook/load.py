@@ -300,12 +300,6 @@ def take_over(checkpoint: Checkpoint, model: torch.nn.Module, update: Update | N
     "The weights of another program's checkpoint, and its optimizer's state if it fits; says what was taken."
     load_weights(model, checkpoint["model_state_dict"])
     if update is None or "optimizer" not in checkpoint.state: return "the weights"
-    state, ours = checkpoint.state["optimizer"], set(update.optimizer.param_groups[0])
-    theirs = set(state["param_groups"][0]) if state.get("param_groups") else set()
-    passing = {"fused", "foreach", "capturable", "differentiable", "maximize", "decoupled_weight_decay", "initial_lr", "name"}
-    if others := ours - theirs - passing:
-        missing = ", ".join(sorted(others))
-        return f"the weights (its optimizer does not fit: no {missing}, as {type(update.optimizer).__name__} has)"
-    try: update.take(state, numbers=False)
+    try: update.adopt(checkpoint.state["optimizer"])
     except (ValueError, KeyError, TypeError) as error: return f"the weights (its optimizer does not fit: {error})"
     return "weights and optimizer"

@@ -45,7 +45,7 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
     with held(run):
         told, config = run.left(), run.config
         asked = any("stages" in row for row in run.story().of("start", "resume"))
-        left = [stage for stage in config.stage_names if stage in told or not asked]
+        left = [stage for stage in _from(config, run.parent) if stage in told or not asked]
         left = [stage for stage in left if stage_state(run, stage) != "finished"]
         _check_found(run, left)
         if left: _check_drift(run, allow_drift, quiet)
@@ -91,8 +91,12 @@ def _use_code(run: Run, trust_code: bool) -> None:
     use_code(run.folder, trust_code, run.config, _own_code(run))
 
 
-def _own_code(run: Run) -> dict:
-    return next((row["code"] for row in reversed(run.story().rows) if "code" in row), run.info.get("code", {}))
+def _own_code(run: Run) -> dict[str, dict]:
+    "The code that it was trained with, as its newest row tells; what is no name and no hash is passed over."
+    items = lambda found: found.items() if isinstance(found, dict) else ()
+    words = lambda found: {key: word for key, word in items(found) if isinstance(word, str)}
+    told = dict(items(next((row["code"] for row in reversed(run.story().rows) if "code" in row), run.info.get("code", {}))))
+    return {"names": words(told.get("names")), "folders": {folder: words(files) for folder, files in items(told.get("folders"))}}
 
 
 def _meant(name: str | Path) -> tuple[Run, Any]:
@@ -122,15 +126,18 @@ def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None =
 
 def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: bool = False) -> Run:
     "A child run, trained from the checkpoint on: its stage, and those after it."
-    stage, checkpoint = found.path.parent.name, load_checkpoint(found.path, quiet=True)
+    stage = found.path.parent.name
     config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name)}})
-    names = config.stage_names[config.stage_names.index(stage):] if stage in config.stage_names else config.stage_names
     _check_found(run, [stage])
-    with held(Run.create(config, parent=(run, stage, checkpoint.facts["step"])), new=True) as child:
-        trainer = create_trainer(config.stage(names[0]), child, quiet=quiet, checkpoint=checkpoint, allow_drift=allow_drift)
-        trainer.asked = names
-        trainer.train()
-        return child if trainer.halt else train_stages(config, child, names, quiet=quiet)
+    step = load_checkpoint(found.path, only=[], quiet=True).facts["step"]
+    with held(Run.create(config, parent=(run, stage, step)), new=True) as child:
+        return train_stages(config, child, _from(config, child.parent), quiet=quiet, allow_drift=allow_drift)
+
+
+def _from(config: Config, parent: dict | None) -> list[str]:
+    "The stages of a run: of a branch, the one in which it branched and those behind it."
+    names, stage = config.stage_names, parent and parent["stage"]
+    return names[names.index(stage):] if stage in names else names
 
 # %% ../nbs/47_onward.ipynb #0d2cf506
 def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None = None, **how: Any) -> Run:

@@ -140,6 +140,19 @@ class Update:
         theirs = [nameless(group) | mine for group, mine in zip(state["param_groups"], own)]
         self.optimizer.load_state_dict(deepcopy({**state, "param_groups": theirs}))
 
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        "The state of another training's optimizer, without its numbers; ValueError if it is of another kind, or another model."
+        groups, theirs = self.optimizer.param_groups, state.get("param_groups") or [{}]
+        passing = {*_HOW, "maximize", "decoupled_weight_decay", "initial_lr", "name"}
+        if missing := groups[0].keys() - theirs[0].keys() - passing:
+            raise ValueError(f"no {', '.join(sorted(missing))}, as {type(self.optimizer).__name__} has")
+        ours, kept = ([one for group in some for one in group["params"]] for some in (groups, theirs))
+        for parameter, number in zip(ours, kept):
+            for key, value in state["state"].get(number, {}).items():
+                if isinstance(value, torch.Tensor) and value.ndim == parameter.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{key} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+        self.take(state, numbers=False)
+
     def follow(self, training: Any, before: Mapping[str, Any]) -> None:
         """Numbers that were changed; `before` are those that its groups have followed so far. What a group has of its own stays,
         unless that was changed, and so does what a person made by hand; only its learning rate moves, in proportion."""

@@ -60,8 +60,13 @@ def tidy(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_")[:60] or "run"
 
 # %% ../nbs/08_run.ipynb #3e953294
-_INFO = ("id", "name", "created", "parent", "seed",
-         "command", "host", "versions", "git", "found")  # what run.json holds
+_INFO = {"id": str, "name": str, "created": str, "parent": dict | None, "seed": int, "command": list, "host": str,
+         "versions": dict, "git": dict | None, "found": list}  # what run.json holds
+_PARENT, _GIT = {"id": str, "name": str, "stage": str, "step": int}, {"commit": str}
+
+
+def _lacking(found: dict | None, wanted: dict) -> list[str]:
+    return [key for key, kind in wanted.items() if found is not None and not isinstance(found.get(key, ...), kind)]
 
 
 class Run:
@@ -79,7 +84,8 @@ class Run:
         if isinstance(form, int) and form > 1:
             raise RunError(f"{folder} has format {form}, expected 1; "
                            "a newer trainbook wrote it: pip install -U trainbook")
-        missing = [key for key in _INFO if key not in self.info] if isinstance(self.info, dict) else ["everything"]
+        missing = _lacking(self.info, _INFO) if isinstance(self.info, dict) else ["everything"]
+        if not missing: missing = _lacking(self.info["parent"], _PARENT) + _lacking(self.info["git"], _GIT)
         if form != 1 or missing:
             raise RunError(f"{folder}/run.json is damaged, or not ours: "
                            f"it lacks {', '.join(missing) or 'its format'}")
@@ -285,7 +291,7 @@ class Run:
 def _there(parent: dict) -> Run | None:
     "The parent where it was when the branch was made, if it is that run still."
     try: run = Run(parent["folder"])
-    except (RunError, KeyError): return None
+    except (RunError, KeyError, TypeError): return None
     return run if run.id == parent["id"] else None
 
 

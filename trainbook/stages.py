@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,29 +19,30 @@ from .config import Config, references
 from .console import spell_row
 from .data import keyed
 from .device import aside, mix, pick_device, pick_precision
-from .extract import Extraction
+from .events import GivenUp
+from .extract import Computing
 from .layers import nested
-from .load import load_checkpoint, read_pointer, select
+from .load import load_checkpoint, read_pointer, read_word, select
 from .lock import Lock, make_folder, write_whole
 from .loggers import Recorded
 from .metrics import Task, outputs_and_targets
 from .model import prepare
-from .registry import build, find
+from .registry import build, find, wrong_arguments
 from .run import Run
 from .source import ConfigError, near
-from .stepfolder import Checkpoint, steps
+from .stepfolder import Checkpoint, step_path, steps
 from .tensorfile import CheckpointError
 from .trainer import Trainer
 from .weights import Match, load_weights
 
 # %% auto #0
-__all__ = ['splits_of', 'start_of', 'output_name', 'output_of', 'BaseTrainer', 'run_of', 'stage_state', 'create_trainer',
-           'system_of', 'config_of', 'check_handover', 'train_stages', 'held']
+__all__ = ['splits_of', 'start_of', 'branched_at', 'output_name', 'output_of', 'BaseTrainer', 'run_of', 'stage_state',
+           'create_trainer', 'system_of', 'config_of', 'check_handover', 'train_stages', 'held']
 
 # %% ../nbs/40_stages.ipynb #b4cd4608
 # Map of this module, top to bottom:
 #   splits_of                    what a data builder gave, by name
-#   start_of, output_of          what a stage begins with; what it reads
+#   start_of, branched_at, output_of    what a stage begins with; what it reads
 #   BaseTrainer                  one stage: its parts are made from the config
 #   run_of, stage_state          the run that the stages of a config share, and how far they are
 #   create_trainer, system_of, config_of    of the class that a stage's config names; a system's own config
@@ -79,10 +78,24 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
     return load_checkpoint(path, only=config.keep, quiet=True)
 
 
+def _no_optimizer(config: Config, why: str) -> ConfigError:
+    return ConfigError(f"{config.place('keep')}  keep  the optimizer does not fit: {why}; keep: [model]")
+
+
+def _stage_in(config: Config, word: str | None) -> tuple[str, str]:
+    "The stage of this config that a word names, as coarse, coarse@latest, best_coarse.pth, and which checkpoint of it."
+    stage, sign, which = (word or "").partition("@")
+    names = config.whole.stage_names if config.whole.has_stages else []
+    if stage not in names and word and not Path(word).exists() and (told := read_word(word)): stage, which = told.stage, word
+    if stage not in names: return "", ""
+    if which and not read_word(which):
+        raise CheckpointError(f"init_from  {word}: {which} is no checkpoint's name; there are latest, best, final, 1200, epoch 5")
+    return stage, which
+
+
 def _begins_at(config: Config, word: str, run: Run | None) -> Path:
-    stage, _, which = word.partition("@")
-    if stage not in config.whole.stage_names or not config.whole.has_stages:
-        return select(word, within=run.folder if run and not Path(word).is_file() else None).path
+    stage, which = _stage_in(config, word)
+    if not stage: return select(word, within=run.folder if run and not Path(word).is_file() else None).path
     for one in [run, *run.ancestors()] if run else ():
         if not steps(one.folder/stage): continue
         best = which or ("best" if read_pointer(one.folder/stage, "best") is not None else "latest")
@@ -90,6 +103,14 @@ def _begins_at(config: Config, word: str, run: Run | None) -> Path:
     where = f"has no checkpoint in {run.folder}" if run else "has not been trained in this run"
     raise CheckpointError(f"{word}: stage {stage} {where}; train it first, or name what to begin with: "
                           f"RUN/{stage}@best, or a file")
+
+
+def branched_at(run: Run, stage: str) -> Path | None:
+    "The checkpoint that a branch goes on from in this stage, until it has one of its own."
+    if not run.parent or run.parent["stage"] != stage or steps(run.folder/stage): return None
+    if parents := run.ancestors(): return step_path(parents[0].folder/stage, run.parent["step"])
+    raise CheckpointError(f"{run.folder}  has no checkpoint of its own yet, and {run.parent['name']}, which it branched from, "
+                          "is not where it was")
 
 # %% ../nbs/40_stages.ipynb #022a75ec
 def output_name(config: Config) -> str:
@@ -123,15 +144,15 @@ def _filled(config: Config, run: Run | None) -> Config:
 _PARTS = 7  # what a key is for; 1 to 4 are those of the data, 2 also an evaluation's
 
 
-class BaseTrainer(Trainer):
+class BaseTrainer(Computing, Trainer):
     """One stage of a config. A system overrides how its parts are made (build_model, build_data, …) and what is computed on a
     batch (training_step, …, of Task). Keys of the config are keywords too."""
     of_stage: str | None = None  # the stage that a subclass is for
     defaults: Mapping = {}       # the config of a system that can be trained by its name alone
 
     def __init__(self, config: Config | Mapping | str | Path | None = None, stage: str | None = None, init_from: Any = None, *,
-                 run: Run | bool | None = None, callbacks: Iterable = (), quiet: bool = False,
-                 checkpoint: Checkpoint | None = None, allow_drift: bool = False, **training: Any):
+                 run: Run | bool | None = None, callbacks: Iterable = (), quiet: bool = False, allow_drift: bool = False,
+                 **training: Any):
         words, told = training | ({"init_from": str(init_from)} if init_from else {}), config
         config = Config.settle(dict(self.defaults) if config is None else config, words, stage or self.of_stage)
         if stage and stage != config.stage_name: config = config.stage(stage)  # says which there are
@@ -151,10 +172,7 @@ class BaseTrainer(Trainer):
             if not self.computes_only: words["optimizer"] = self.build_optimizer(model, filled)
         self._set_up(model, config, callbacks=[*self.build_callbacks(filled), *callbacks], quiet=quiet, run=run, **words)
         self.allow_drift, self.begins = allow_drift, ""
-        if checkpoint is None: self._begin(given)
-        else:
-            self._go_on_from(checkpoint, allow_drift)
-            self.origin = None  # whatever run it comes from, it writes the one that was given
+        self._begin(given)
 
     def _named(self, config: Config, callbacks: list) -> tuple[Config, list[str]]:
         "The config with this class as its system, so that a resume finds it; what a resume cannot find is returned by name."
@@ -212,8 +230,12 @@ class BaseTrainer(Trainer):
         self.updates = {}
 
     def _begin(self, run: Run | None) -> None:
-        "The weights of another stage, unless this one has its own already."
+        "The weights of another stage, unless this one has its own already, or its run branched from a checkpoint of it."
         config = self.config
+        if run and not self.computes_only and (point := branched_at(run, self.stage)):
+            self._go_on_from(load_checkpoint(point, quiet=True), self.allow_drift)
+            self.origin, self.loaded = None, False  # it writes the run that was given, begun or not
+            return
         if run and not self.computes_only and steps(run.folder/self.stage) and stage_state(run, self.stage) != "new": return
         if not config.init_from:
             if not self.computes_only: return
@@ -225,7 +247,9 @@ class BaseTrainer(Trainer):
             return self.console.line(f"NOTE: there is no {config.init_from}; {self.stage} begins with weights of its own")
         match = load_weights(self.model, found["model_state_dict"], config.allow, config.rename, config.into)
         if "optimizer" in config.keep and not self.computes_only:
-            self.updates[""].take(found.state["optimizer"], numbers=False)
+            try: self.updates[""].adopt(found.state["optimizer"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise _no_optimizer(config, f"that of {found.path}: {error}") from None
         self.begins = str(found.path)
         self.console.line(f"{self.stage} begins with {found.path}: {match!r}")
 
@@ -238,7 +262,8 @@ class BaseTrainer(Trainer):
         if self.computes_only:
             if data is not None: self.splits = splits_of(data)
             with self.session(), self.once("train()"):
-                return self._extract() if self.config.kind == "extract" else self._evaluate()
+                try: return self._extract() if self.config.kind == "extract" else self._evaluate()
+                except GivenUp: return None
         if data is not None: self.train_loader = data
         return super().train(num_epochs, **changes)
 
@@ -267,27 +292,11 @@ class BaseTrainer(Trainer):
         more = {"init_from": self.begins, "by_hand": self.by_hand, "code": own_code(self.config.whole)}
         return own | {"stages": self.asked} | {key: value for key, value in more.items() if value}
 
-    def write_outputs(self, splits: Mapping[str, Any], file: str | Path, notes: str | Path | None = None) -> Path:
-        "What extract_step gives, in one .npz or .safetensors file. Called again it goes on from its `notes`, a folder."
-        file, loaders = Path(file), {name: keyed(one, self.config, "test") for name, one in splits.items()}
-        begins = os.path.relpath(self.begins, self.run.folder) if self.run else self.begins  # the run may be moved
-        about = {"begins": begins, "data": {name: one.identity() for name, one in loaders.items()}}
-        written = Extraction(notes or file.with_name(f".{file.name}-parts"), file, about)
-        for name, loader in () if written.finished else loaders.items():
-            split = name if len(loaders) > 1 else ""
-            for _, batch in self._shown(loader, f"extracting {name}", start=written.first(split), all_of=True):
-                with self.beside(): written.add(self.extract_step(batch), split)
-                self.obey()
-                if self.halt: return file
-        file = written.finish()
-        if notes is None: shutil.rmtree(written.folder)
-        return file
-
     def _extract(self) -> Path:
         "Runs the model over all data; what was written before a kill is not computed again."
         folder = self.run.folder/self.stage
         path = self.write_outputs(self.splits, folder/output_name(self.config), folder)
-        if not self.halt: self.console.line(f"{self.stage} has written {self.run.name}/{self.stage}/{path.name}")
+        self.console.line(f"{self.stage} has written {self.run.name}/{self.stage}/{path.name}")
         return path
 
     def _evaluate(self) -> dict[str, float]:
@@ -344,20 +353,26 @@ def config_of(system: str, words: Iterable[str] = ()) -> Config:
 
 # %% ../nbs/40_stages.ipynb #2ee0f1c6
 def check_handover(config: Config, names: Iterable[str], run: Run | None = None) -> dict[str, Match]:
-    """Do the weights of each stage fit into the one that begins with them, and is there what begins with a file or a run?
-    WeightsError or CheckpointError before anything is trained. A stage that has checkpoints has begun and is not asked."""
-    found, models, names = {}, {}, list(names)
+    """Do the weights of each stage fit into the one that begins with them, is there what begins with a file or a run, does its
+    data take what it is told? WeightsError, CheckpointError or ConfigError before anything is trained. A stage that has
+    checkpoints has begun, and is not asked about its weights."""
+    found, models, names, lines = {}, {}, list(names), []
     for name in names:
         stage = config.stage(name)
-        before = (stage.init_from or "").partition("@")[0]
-        begun = run is not None and bool(steps(run.folder/name))
-        other = start_of(stage, run) if before and before not in names and not begun else None
+        before, _ = _stage_in(stage, stage.init_from)
+        begun = run is not None and bool(steps(run.folder/name) or branched_at(run, name))
+        done = run is not None and stage_state(run, name) == "finished"
+        if not done and _system(stage).build_data is BaseTrainer.build_data: lines += wrong_arguments("data", stage)
+        other = start_of(stage, run) if stage.init_from and before not in names and not begun else None
         model = _model_of(stage)
         if model is None: continue
         models[name] = model
         weights = other["model_state_dict"] if other else models[before].state_dict() if before in models else None
         if weights is not None and not begun:
-            found[name] = load_weights(model, weights, stage.allow, stage.rename, stage.into)
+            found[name] = match = load_weights(model, weights, stage.allow, stage.rename, stage.into)
+            if "optimizer" in stage.keep and match.differences:
+                raise _no_optimizer(stage, f"{match.differences[0].name} does not either")
+    if lines: raise ConfigError(*dict.fromkeys(lines))
     return found
 
 
@@ -384,8 +399,8 @@ def train_stages(config: Config | Mapping | str | Path, run: Run | None = None, 
     with held(run or Run.create(config), new=run is None) as run:
         for name in names:
             if stage_state(run, name) == "finished": continue
-            trainer = create_trainer(config.stage(name), run, quiet=quiet)
-            trainer.asked, trainer.allow_drift = names, allow_drift
+            trainer = create_trainer(config.stage(name), run, quiet=quiet, allow_drift=allow_drift)
+            trainer.asked = names
             trainer.train()
             if trainer.halt: break
     return run
