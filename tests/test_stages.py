@@ -260,7 +260,7 @@ def test_the_next_stage_reads_what_an_extraction_wrote(here):
 
 # --- killed anywhere ------------------------------------------------------------------------------------------------------------------------
 
-KILLS = ["coarse:5", "coarse:300", "look:3", "look:15", "look:19", "fine:1", "fine:170", "fine:475"]
+KILLS = ["coarse:5", "coarse:300", "look:3", "look:15", "look:19", "fine:1", "fine:170", "fine:130", "fine:330"]
 
 
 def test_killed_in_each_stage(here):
@@ -306,7 +306,8 @@ def test_other_data_is_refused(here, monkeypatch):
 def test_numbers_that_change_on_the_way(here):
     assert command("train", "two.yaml", "--save_dir", "r", "--stage", "coarse", die="coarse:300").returncode == -signal.SIGKILL
     refused = command("resume", "r", "--lr", "1e-3", "--batch_size", "8")
-    assert refused.returncode == 2 and "training.batch_size  cannot be changed while training" in refused.stderr and "trainbook branch r --set" in refused.stderr
+    assert refused.returncode == 2 and "training.batch_size  cannot be changed while training" in refused.stderr and "trainbook branch r --allow-drift --set training.batch_size=8 --set training.lr=0.001" in refused.stderr
+    assert command(*refused.stderr.split("trainbook ")[-1].split()).returncode == 0  # the hint is good as it stands
     done = command("resume", "r", "--lr", "1e-3")
     assert done.returncode == 0 and load_checkpoint("r", quiet=True)["config"]["training"]["lr"] == 1e-3, done.stderr
 

@@ -172,8 +172,9 @@ def changed_code(own: Mapping) -> list[str]:
 
 
 def hash_of(path: str | Path) -> str:
-    "Of a plain file's bytes; empty if there is none."
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+    "Of a plain file's bytes; empty if there is none, or it is larger than any source."
+    path = Path(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and path.stat().st_size < 64 << 20 else ""
 
 
 def _own_root(name: str) -> Path | None:

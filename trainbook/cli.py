@@ -42,6 +42,9 @@ def _train(words: Words) -> None:
     if stage and whole: raise UsageError(f"--stage {stage} and --run-all-stages: which of the two?")
     nameless = not file and (not words.words or words.words[0].startswith("-"))
     system = words.option("--model") if nameless else None
+    if again and (start or nameless and not system and (stage or whole)):
+        raise UsageError(f"--resume {again} knows its stage and its weights; leave out "
+                         + ("--init_from" if start else "--stage" if stage else "--run-all-stages"))
     if again and nameless and not system: return _go_on(again, words)
     drift, trust = words.switch("--allow-drift"), words.switch("--trust-code")
     file = system or file or words.take("a config file as the first word, or behind --config")
@@ -58,8 +61,9 @@ def _resume(words: Words) -> None: _go_on(words.take("a run or a checkpoint"), w
 
 def _go_on(name: str, words: Words) -> None:
     from trainbook.onward import resume
-    drift, trust = words.switch("--allow-drift"), words.switch("--trust-code")
-    _told(resume(name, words.rest(), allow_drift=drift, trust_code=trust))
+    drift, trust, changes = words.switch("--allow-drift"), words.switch("--trust-code"), []
+    while (change := words.option("--set")) is not None: changes.append(change)
+    _told(resume(name, [*changes, *words.rest()], allow_drift=drift, trust_code=trust))
 
 
 @verb("branch", "CHECKPOINT [--set key=value …] [--name NAME] [--allow-drift] [--trust-code]",
@@ -81,14 +85,19 @@ def _told(run: Any) -> None:
 # %% ../nbs/49_cli.ipynb #8a1a03fe
 @verb("tell", "RUN pause | resume | stop | save | evaluate | set training.lr=…", "say something to a training that runs")
 def _tell(words: Words) -> None:
-    from trainbook.run import find_run
+    from trainbook.run import RunError, find_run
     run, command, values = find_run(words.take("a run")), words.take("what to tell it"), {}
-    for word in words.rest():
-        key, sign, value = word.lstrip("-").partition("=")
-        if not sign: raise UsageError(f"expected key=value, found {word}")
-        values[key] = value
+    rest = words.rest()
+    while rest:  # lr=1e-3, --lr=1e-3, --lr 1e-3
+        key, sign, value = rest.pop(0).lstrip("-").partition("=")
+        if not sign and not rest: raise UsageError(f"expected key=value, found {key}")
+        values[key] = value if sign else rest.pop(0)
+    status = run.status
+    if command != "set" and status != "running":
+        raise RunError(f"{run.folder} is {status}; nobody would hear {command}" + f"; to go on: trainbook resume {run.folder}" * (
+            status != "finished"))
     run.tell(command, **values)
-    if run.status != "running": print(f"{safe(run.folder)} is {run.status}; it will hear of it when it goes on", file=sys.stderr)
+    if status != "running": print(f"{safe(run.folder)} is {status}; it will hear of it when it goes on", file=sys.stderr)
 
 
 @verb("watch", "RUN [--once]", "what a training does, line by line, while it does it")

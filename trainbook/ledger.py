@@ -65,8 +65,8 @@ def row_of(line: bytes) -> dict | None:
 def _are_words(value) -> bool: return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def _rows(folder: str | Path, offset: int, only: bytes = b"") -> Iterator[tuple[int, int, dict | None]]:
-    "(where it begins, where it ends, row) for each whole line from this byte on that holds these bytes."
+def _rows(folder: str | Path, offset: int, *only: bytes) -> Iterator[tuple[int, int, dict | None]]:
+    "(where it begins, where it ends, row) for each whole line from this byte on; no row where a line holds none of these bytes."
     try: log = open(Path(folder)/"events.jsonl", "rb")
     except FileNotFoundError: return
     with log:
@@ -74,7 +74,7 @@ def _rows(folder: str | Path, offset: int, only: bytes = b"") -> Iterator[tuple[
         for line in log:
             if not line.endswith(b"\n"): return
             offset += len(line)
-            yield offset - len(line), offset, row_of(line) if only in line else None
+            yield offset - len(line), offset, row_of(line) if not only or any(word in line for word in only) else None
 
 
 def read_rows(folder: str | Path, offset: int = 0) -> tuple[list[dict], int]:
@@ -102,10 +102,11 @@ def last_row(folder: str | Path, of: tuple[str, ...] = EVENTS) -> dict:
 
 # %% ../nbs/07_ledger.ipynb #865e71fc
 class Story:
-    "The rows of a log without what a resume superseded; poll() brings what came since."
+    "The rows of a log, or of these events alone, without what a resume superseded; poll() brings what came since."
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *events: str):
+        self.folder, self._events = Path(folder), {*events, "resume"} if events else set()
+        self._only = [f'"event": "{event}"'.encode() for event in self._events]
         self._forget()
         self.poll()
 
@@ -118,9 +119,9 @@ class Story:
         except OSError: shrunk = self._offset > 0
         if shrunk: self._forget()  # another log under the same name
         new = []
-        for begin, end, row in _rows(self.folder, self._offset):
+        for begin, end, row in _rows(self.folder, self._offset, *self._only):
             self._offset = end
-            if row: new.append(row); self._add(row, begin)
+            if row and (not self._events or row["event"] in self._events): new.append(row); self._add(row, begin)
         return new
 
     def _add(self, row: dict, begin: int) -> None:

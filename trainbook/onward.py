@@ -15,11 +15,13 @@ from .config import Config
 from .events import origin_of
 from .ledger import check_changes, tell
 from .load import load_checkpoint, select
+from .registry import find
 from .run import Run, RunError, find_run, git_state, tidy, versions
 from .source import ConfigError, dotted, spell
-from .stages import BaseTrainer, create_trainer, held, stage_state, train_stages
-from .stepfolder import steps
+from .stages import BaseTrainer, check_handover, create_trainer, held, stage_state, train_stages
+from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
+from .words import safe
 
 # %% auto #0
 __all__ = ['resume', 'branch', 'resume_or_begin', 'trained', 'changes_since']
@@ -44,7 +46,7 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
         return _from_there(run, found, Config.from_yaml(run.folder/"config.yaml", changes), quiet, allow_drift)
     with held(run):
         told, config = run.left(), run.config
-        asked = any("stages" in row for row in run.story().of("start", "resume"))
+        asked = any("stages" in row for row in run.story("start").rows)
         left = [stage for stage in _from(config, run.parent) if stage in told or not asked]
         left = [stage for stage in left if stage_state(run, stage) != "finished"]
         _check_found(run, left)
@@ -57,20 +59,29 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
     return run
 
 
-def _check_found(run: Run, stages: list[str], what: str = "") -> None:
-    "RunError if something that these stages were trained with is not found by name: a class, a callback."
+def _check_found(run: Run, stages: list[str], but: str = "") -> None:
+    "RunError if something that these stages were trained with is not found by name: a class, a model, a callback."
     for stage in stages:
-        rows = list(run.story().of("start", "resume", stage=stage))
-        if rows and (given := [one for one in rows[-1].get("by_hand", ()) if one.startswith(what)]):
+        rows = list(run.story("start").of("start", "resume", stage=stage))
+        told = rows[-1].get("by_hand", ()) if rows else ()
+        if given := [one for one in told if not one.startswith(but or "-") and not _is_here(one)]:
             raise RunError(f"{run.folder}  {stage} was trained with {', '.join(given)}, which cannot be imported; run its script "
-                           "again with run.on_existing: resume")
+                           "again with run.on_existing: resume, or write it in a file or a %%module")
+
+
+def _is_here(given: str) -> bool:
+    "What was registered in a notebook is there as long as that runs."
+    kind, _, home = given.partition(" ")
+    try: return bool(find(kind, home, trusted=False))
+    except ConfigError: return False
 
 
 def _tell_changes(run: Run, left: list[str], words: list[str]) -> None:
     "Changes hold from here on: the stage that goes on is told, as while it runs; for those after it they are written."
     wanted, was, told, kept = Config.from_yaml(run.folder/"config.yaml", words), run.config, {}, {}
-    hint = f"what a run is made of stays. Another run from here: trainbook branch {run.folder} " + " ".join(
-        f"--set {word}" for word in words)
+    changed = {path: now for path, now in wanted.leaves().items() if was.leaves().get(path, was) != now}
+    hint = f"what a run is made of stays. Another run from here: trainbook branch {run.folder} --allow-drift " + " ".join(
+        f"--set {dotted(path)}={spell(now)}" for path, now in changed.items())
     named = {found[1] for word in words if (found := re.match(r"-*stages\.([^.=]+)\.", word))}
     if gone := sorted(named - {*left}) or not left and ["all of it"]:
         raise ConfigError(f"{' '.join(words)}  {', '.join(gone)} has finished; {hint}")
@@ -82,6 +93,7 @@ def _tell_changes(run: Run, left: list[str], words: list[str]) -> None:
         except ConfigError as error: raise ConfigError(f"{error}; {hint}") from None
         if begun and stage == left[0]: told = numbers
         else: kept[stage] = other
+    if kept: check_handover(wanted, left, run)  # nothing is written that could not be trained
     for stage, other in kept.items(): run.keep(stage, other)
     if told: tell(run.folder, "set", told)
 
@@ -95,7 +107,8 @@ def _own_code(run: Run) -> dict[str, dict]:
     "The code that it was trained with, as its newest row tells; what is no name and no hash is passed over."
     items = lambda found: found.items() if isinstance(found, dict) else ()
     words = lambda found: {key: word for key, word in items(found) if isinstance(word, str)}
-    told = dict(items(next((row["code"] for row in reversed(run.story().rows) if "code" in row), run.info.get("code", {}))))
+    rows = [row["code"] for row in run.story("start").rows if "code" in row]
+    told = dict(items(rows[-1] if rows else run.info.get("code", {})))
     return {"names": words(told.get("names")), "folders": {folder: words(files) for folder, files in items(told.get("folders"))}}
 
 
@@ -118,7 +131,7 @@ def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None =
         raise RunError(f"{name}  is not in a run; train with init_from: {name}")
     run = Run(found.path.parent.parent)
     _use_code(run, trust_code)
-    for line in () if quiet else changes_since(run): print(f"  {line}")
+    for line in () if quiet else changes_since(run): print(safe(f"  {line}"))
     config = Config.from_yaml(run.folder/"config.yaml", changes)
     config = config.merge({"run": {"name": new_name or f"{tidy(run.name)}-branch"}})
     return _from_there(run, found, config, quiet, allow_drift)
@@ -149,15 +162,20 @@ def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None
         if not (run := _without_checkpoint(name)): raise
         return _same(config, run, next(iter(only or config.stage_names)), run.folder, how)
     stage, run = found.path.parent.name, origin.run if (origin := origin_of(found)) else None
-    theirs, of = Config.from_dict(found.facts.get("config") or {}, stage="train"), ("system", "model", "data")
     first = config.stage(next(iter(only or ([stage] if stage in config.stage_names else config.stage_names))))
-    other = [f"stage {stage}"] if run and stage != first.stage_name else []
-    other += [key for key in first.diff(theirs) if key.partition(".")[0] in of and key not in _LOADING]
-    if run and not other: return _same(config, run, stage, name, how)
-    why = ", ".join(other[:4]) or "it lies in no run"
+    other = _other_than(first, found) if run else ["it lies in no run"]
+    if not other: return _same(config, run, stage, name, how)
+    why = ", ".join(other[:4])
     if not how.get("quiet"): print(f"{name} is of another training ({why}); its weights are what this one begins with")
     words = {"init_from": str(found.path), "allow": ["*"]}
     return train_stages(config.merge(words, first.stage_name), only=only, quiet=how.get("quiet", False))
+
+
+def _other_than(first: Config, found: Checkpoint) -> list[str]:
+    "What makes a checkpoint one of another training than this stage's: its stage, its system, its model, its data."
+    theirs, stage = Config.from_dict(found.facts.get("config") or {}, stage="train"), found.path.parent.name
+    return [f"stage {stage}"] * (stage != first.stage_name) + [
+        key for key in first.diff(theirs) if key.partition(".")[0] in ("system", "model", "data") and key not in _LOADING]
 
 
 def _without_checkpoint(name: str | Path) -> Run | None:
@@ -188,7 +206,7 @@ def trained(name: str | Path, trust_code: bool = False) -> BaseTrainer:
     run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
     found = found or select(name)
     _use_code(run, trust_code)
-    _check_found(run, [found.path.parent.name], "class")
+    _check_found(run, [found.path.parent.name], but="callback")
     config = run.config.stage(found.path.parent.name) if run.config.has_stages else run.config
     plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
     return create_trainer(config.merge({"kind": "evaluate", "init_from": str(found.path), **plain}), run)
@@ -213,7 +231,7 @@ def changes_since(run: Run) -> list[str]:
 
 def _check_drift(run: Run, allow_drift: bool, quiet: bool) -> None:
     "Says what is other now. Another torch computes other bits, and other code of one's own may."
-    for line in () if quiet else changes_since(run): print(f"  {line}")
+    for line in () if quiet else changes_since(run): print(safe(f"  {line}"))
     was, now = run.info["versions"].get("torch"), versions().get("torch")
     why = [f"torch was {was}, is {now}"] if was != now else []
     why += [f"{Path(path).name} is not what it was" for path in changed_code(_own_code(run))]

@@ -97,9 +97,12 @@ class Run:
         config = config or Config.from_dict({})
         if config.training.save_dir:
             return cls._create_at(Path(config.training.save_dir).expanduser(), config, parent, command)
-        stem = check_name(config.run.name) if config.run.name else tidy(config.whole.name)
-        return cls._fill(_new_folder(Path(config.run.root).expanduser()/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"),
-                         config, parent, command)
+        root, stem = Path(config.run.root).expanduser(), check_name(config.run.name or tidy(config.whole.name))
+        if config.run.on_existing == "resume":  # the newest, if it is not done
+            stamp = re.escape(stem) + r"-\d{8}-\d{6}"
+            alike = [run for run in runs(root) if re.match(stamp, run.name)]
+            if alike and alike[-1].status != "finished": return alike[-1]
+        return cls._fill(_new_folder(root/f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"), config, parent, command)
 
     @classmethod
     def _create_at(cls, folder: Path, config: Config, parent, command) -> Run:
@@ -156,9 +159,9 @@ class Run:
         if row.get("event") == "end" and (row["status"] != "finished" or not self.left()): return row["status"]
         return "running" if alive and row else "interrupted" if row else "new"
 
-    def story(self) -> Story:
-        "The log as it stands; poll() follows it."
-        return Story(self.folder)
+    def story(self, *events: str) -> Story:
+        "The log as it stands, all of it or these events; poll() follows it."
+        return Story(self.folder, *events)
 
     def left(self) -> list[str]:
         "The stages that were asked for, in whichever life, and that have not finished."

@@ -27,7 +27,7 @@ from .lock import Lock, make_folder, write_whole
 from .loggers import Recorded
 from .metrics import Task, outputs_and_targets
 from .model import prepare
-from .registry import build, find, wrong_arguments
+from .registry import build, find, wrong_arguments, named_in
 from .run import Run
 from .source import ConfigError, near
 from .stepfolder import Checkpoint, step_path, steps
@@ -177,6 +177,7 @@ class BaseTrainer(Computing, Trainer):
     def _named(self, config: Config, callbacks: list) -> tuple[Config, list[str]]:
         "The config with this class as its system, so that a resume finds it; what a resume cannot find is returned by name."
         kind, given = type(self), [f"callback {type(one).__name__}" for one in callbacks]
+        given += [f"{kind} {home}" for home, kind in named_in(config).items() if home.startswith("__main__:")]
         home = f"{kind.__module__}:{kind.__qualname__}"
         if kind is BaseTrainer and not config.system or config.system and find("system", config.system) is kind:
             return config, given
@@ -289,6 +290,7 @@ class BaseTrainer(Computing, Trainer):
         "What the first row of a life tells."
         own = super().facts() if not self.computes_only else {
             "device": str(self.device), "precision": self.precision.name, "seed": self.seed}
+        own.pop("by_hand", None)
         more = {"init_from": self.begins, "by_hand": self.by_hand, "code": own_code(self.config.whole)}
         return own | {"stages": self.asked} | {key: value for key, value in more.items() if value}
 
@@ -326,7 +328,7 @@ def run_of(config: Config, told: list) -> Run | None:
 
 def stage_state(run: Run, stage: str) -> str:
     "new, begun or finished."
-    lives = list(run.story().of("start", "resume", "end", stage=stage))
+    lives = list(run.story("start", "resume", "end").of("start", "resume", "end", stage=stage))
     return "new" if not lives else "finished" if lives[-1].get("status") == "finished" else "begun"
 
 

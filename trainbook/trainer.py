@@ -310,8 +310,8 @@ class Trainer(Recorded, Task):
 
     def facts(self) -> dict[str, Any]:
         "What the first row of a life tells."
-        return {"device": str(self.device), "precision": self.precision.name, "seed": self.seed,
-                "batches": self.plan.batches, "total": self.plan.total, **how_exact()}
+        return {"device": str(self.device), "precision": self.precision.name, "seed": self.seed, "batches": self.plan.batches,
+                "total": self.plan.total, "by_hand": [f"model {type(self.model).__name__}", "data"], **how_exact()}
 
     # --- changes while it runs --------------------------------------------------------------------
 
