@@ -379,3 +379,17 @@ def test_what_is_no_plain_numbers_is_refused_in_one_line(here):
         with pytest.raises(CheckpointError, match=says) as caught: read_arrays(f"{name}.npz")
         assert "\n" not in str(caught.value)
     with pytest.raises(OSError): read_arrays("link.npz")
+
+
+@pytest.mark.parametrize("change", [{"of": 5}, {"splits": []}, {"splits": {"": 5}}, {"done": "x"}, {"file": "../victim"}, {"file": "rows-000/../../victim"}, {"bytes": -8}, {"bytes": "8"}, {"dtype": "nosuch"}, {"shape": [2.5]}])
+def test_a_note_from_elsewhere_makes_it_write_nowhere_else(tmp_path, change):
+    "A run may come from anybody, with a note that names a file of the person who goes on with it."
+    (tmp_path/"victim").write_bytes(b"mine, and as long as what is said to count" * 9)
+    work = Extraction(tmp_path/"a", tmp_path/"a"/"a.npz", {}, every=1)
+    work.add(batch(0))
+    path = tmp_path/"a"/"extraction.json"
+    note = json.loads(path.read_text())
+    for array in note["splits"][""]["arrays"].values(): array |= {key: value for key, value in change.items() if key not in note}
+    path.write_text(json.dumps(note | {key: value for key, value in change.items() if key in note}))
+    with pytest.raises(CheckpointError, match="extraction.json  is damaged"): Extraction(tmp_path/"a", tmp_path/"a"/"a.npz", {}).add(batch(1))
+    assert (tmp_path/"victim").read_bytes() == b"mine, and as long as what is said to count" * 9

@@ -184,7 +184,9 @@ def test_commands_of_two_stages_share_a_folder(here):
     for stage in ("coarse", "fine"): assert command("train", "two.yaml", "--stage", stage, "--save_dir", "both").returncode == 0
     assert stage_state(Run("both"), "coarse") == stage_state(Run("both"), "fine") == "finished" and stage_state(Run("both"), "features") == "new"
     said = command("resume", "both")
-    assert said.returncode == 0 and "both has finished; features was not asked for" in said.stdout
+    assert said.returncode == 0 and "both has finished what was asked for; features too: trainbook train both/config.yaml --stage features --save_dir both" in said.stdout
+    assert command(*said.stdout.split("too: trainbook ")[1].splitlines()[0].split()).returncode == 0 and stage_state(Run("both"), "features") == "finished"  # the hint is good
+
     with pytest.raises(CheckpointError, match="stage coarse has no checkpoint in both-2"): train_stages(small(save_dir="both"), only=["fine"], quiet=True)  # begun anew is another run,
     assert not Path("both-2").exists()  # which is not, if it cannot begin
     assert train_stages(small(save_dir="both", init_from="both/coarse@best"), only=["fine"], quiet=True).folder == Path("both-2")
@@ -327,7 +329,7 @@ def test_a_command_that_is_started_again_goes_on(here):
 def test_a_finished_run_says_so(trained_coarse, capsys):
     resume(trained_coarse.folder)
     said = capsys.readouterr().out
-    assert "has finished" in said and "features, fine was not asked for" in said
+    assert "has finished what was asked for; features too" in said
 
 
 # --- branches -------------------------------------------------------------------------------------------------------------------------------
@@ -401,6 +403,41 @@ LINES = [  # of the guides; only the program's name is ours
 def test_shell_lines_of_the_guides(here, line):
     done = command(*line.split())
     assert done.returncode == 0, done.stderr
+    told, run = line.replace("=", " ").split(), runs("sweeps" if "sweeps" in line else "runs")[0]
+    training = run.config.stage("coarse").training
+    for flag, key, value in (("lr", "lr", 1e-2), ("learning-rate", "lr", 5e-4), ("epochs", "epochs", 1), ("batch_size", "batch_size", 32),
+                             ("clip_grad", "clip", 5.0), ("warmup_steps", "warmup", "10 steps"), ("scheduler", "scheduler", "step")):
+        if f"--{flag}" in told or f"-{flag}" in told:
+            at = told[max(told.index(word) for word in (f"--{flag}", f"-{flag}") if word in told) + 1]
+            assert training[key] == value or str(training[key]) == at or float(at) == training[key], (flag, training[key])
+    asked = {row["stage"] for row in run.story("start").rows}
+    assert asked == ({"coarse", "features", "fine"} if "--run-all-stages" in told else {"coarse"})
+
+
+FLAT = {"frame_encoder_checkpoint": "encoder.pth", "use_weighted_loss": "true", "hand_weight": "2.0", "face_weight": "1.5", "d_global": "16", "seq_len": "6", "freeze_frame_encoder": "true"}
+
+
+def test_a_system_takes_the_flat_flags_of_guide_003(here):
+    """What a system declares in its defaults is a flag of its own, and reaches its builders with its type; one that it does not know gets the name that was meant."""
+    Path("signs.py").write_text('''
+import json, torch
+import project
+from trainbook import BaseTrainer
+
+def encoder(d_global=8, freeze_frame_encoder=False, frame_encoder_checkpoint=None, **words):
+    json.dump({"d_global": d_global, "freeze": freeze_frame_encoder, "from": frame_encoder_checkpoint, **words}, open("told.json", "w"))
+    return project.Net(d_global)
+
+class Signs(BaseTrainer):
+    defaults = {"model": {"name": "signs:encoder", "d_global": 8, "freeze_frame_encoder": False, "frame_encoder_checkpoint": None, "use_weighted_loss": False,
+                          "hand_weight": 1.0, "face_weight": 1.0, "seq_len": 4}, "data": {"name": "project:data"}, "training": {"loss": "cross_entropy", "batch_size": 16}}
+''')
+    words = [part for key, value in FLAT.items() for part in (f"--{key}", value)]
+    done = command("train", "-model", "signs:Signs", *words, "--epochs", "1", "--lr", "1e-4", "--save_dir", "s")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("told.json").read_text()) == {"d_global": 16, "freeze": True, "from": "encoder.pth", "use_weighted_loss": True, "hand_weight": 2.0, "face_weight": 1.5, "seq_len": 6}
+    slip = command("train", "-model", "signs:Signs", "--hand_wieght", "2.0", "--save_dir", "t")
+    assert slip.returncode == 2 and "hand_weight" in slip.stderr and not Path("t").exists(), slip.stderr
 
 
 def test_begin_or_resume(here):
@@ -803,6 +840,22 @@ def test_what_is_told_between_two_stages_is_heard(here, monkeypatch):
     assert run.status == "stopped" and run.left() == ["features", "fine"]
 
 
+@pytest.mark.parametrize("words", [{}, {"save_dir": "r"}])
+def test_a_loop_that_was_interrupted_goes_on(here, monkeypatch, words):
+    """A cell that is run again, and says on_existing: resume; with a save_dir also in another process."""
+    config = small(run={"on_existing": "resume"}, **words)
+    def cell(config=config):
+        for stage in config.stages: create_trainer(stage, quiet=True).train()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for stage in config.stages:
+            trainer = create_trainer(stage, quiet=True)
+            if stage.stage_name == "fine": patch.setattr(sys.modules["project"].Points, "__getitem__", lambda self, i: (_ for _ in ()).throw(KeyboardInterrupt))
+            trainer.train()
+    cell(small(run={"on_existing": "resume"}, **words) if words else config)
+    (run,) = runs("." if words else "runs")
+    assert run.status == "finished" and [row["stage"] for row in run.story().of("start")] == config.stage_names
+
+
 def test_a_trainer_that_computes_shows_itself(trained_coarse):
     told = trained(trained_coarse.folder)
     assert "computes with Net of" in repr(told) and "body.0" in told.summary(9)
@@ -844,6 +897,15 @@ def test_what_the_data_of_a_stage_take_is_known_before_any_is_trained(here):
     assert not runs("runs")
 
 
+@pytest.mark.parametrize("stage, said", [({"data": {"count": "${stages.coarse.output}"}}, "reads what coarse has not, its kind is train"), ({"init_from": "features"}, "reads what features has not, its kind is extract"),
+                                         ({"kind": "extract", "init_from": None}, "what shall fine compute with"), ({"kind": "extract", "output": "b.pt"}, "ends in .npz or .safetensors")])
+def test_what_a_stage_reads_and_writes_is_known_before_any_is_trained(here, stage, said):
+    whole = small().to_dict()
+    whole["stages"][2] |= stage
+    with pytest.raises(ConfigError, match=said): train_stages(whole, quiet=True)
+    assert not runs("runs")
+
+
 def test_an_optimizer_of_another_model_or_kind_is_not_kept(trained_coarse):
     keep = {"keep": ["model", "optimizer"], "training": {"epochs": 1}}
     with pytest.raises(ConfigError, match="keep  the optimizer does not fit: that of .*: exp_avg of shape \\(2, 8\\) for a weight of \\(3, 8\\); keep: \\[model\\]"): begins(trained_coarse, **keep)
@@ -874,6 +936,12 @@ def test_a_malformed_row_is_no_traceback(here, key, value, capsys):
         code = main(line.split())
         assert code == 0 or len(capsys.readouterr().err.splitlines()) == 1, line
         assert "os:system" not in str(value) or code == 2 or line.split()[0] in ("show", "runs", "watch"), line
+
+
+def test_a_stage_that_the_config_has_lost_is_said(here):
+    dies(lambda: train_stages(small(save_dir="r"), only=["coarse"], quiet=True), "coarse:50")
+    Path("r/config.yaml").write_text(Path("r/config.yaml").read_text().split("stages:")[0])
+    with pytest.raises(RunError, match="has no stage coarse, which the run is to train"): resume("r", quiet=True)
 
 
 @pytest.mark.parametrize("key, value", [("parent", 5), ("parent", {"id": "x"}), ("git", []), ("git", {"commit": 5}), ("versions", None), ("command", 3), ("found", 1), ("id", 5), ("created", 5)])
@@ -943,3 +1011,12 @@ def test_code_that_was_edited_is_said_and_refused(killed):
     said = command("resume", "killed")  # it is known now
     assert said.returncode == 0 and "has changed" not in said.stdout, said
     assert "project.py" not in command("resume", "killed").stderr
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+def test_proved_by_the_command_itself(here, kills):
+    """Two stages that train and an extraction between them, killed at random: one `resume RUN` per kill, and all bits are the same."""
+    Path("project.py").write_text(PROJECT.replace("def all_points(count=160)", "def all_points(count=160, pause=0.0)"))
+    Path("slow.yaml").write_text(CONFIG.replace('name: "project:data"}', 'name: "project:data", pause: 0.004}', 1))
+    done = command("prove", "slow.yaml", "--kills", kills)
+    assert done.returncode == 0 and f"{kills} kills" in done.stdout, done

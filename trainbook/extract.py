@@ -268,11 +268,25 @@ def _differing(there: dict, here: dict) -> str:
     return f"{key} {spell_short(old.get(key, 'unsaid'))}, now {spell_short(new.get(key, 'unsaid'))}"
 
 
+def _is_note(note: Any) -> bool:
+    "Is it whole, and does it name no file but those of an extraction? It may come from elsewhere."
+    kinds = {"dtype": str, "shape": list, "file": str, "bytes": int, "crc": int}
+    try:
+        arrays = _all_arrays(note["splits"])
+        numbers = [known[key] for known in note["splits"].values() for key in ("batches", "rows")]
+        numbers += [size for array in arrays for size in array["shape"]] + [array["bytes"] for array in arrays]
+        return (note["format"] == 1 and isinstance(note["of"], dict) and isinstance(note["done"], int | None)
+                and all(isinstance(array[key], kind) for array in arrays for key, kind in kinds.items())
+                and all(isinstance(number, int) and number >= 0 for number in numbers)
+                and all(re.fullmatch(r"rows-\d{3,}", array["file"]) and hasattr(torch, array["dtype"]) for array in arrays))
+    except (KeyError, TypeError, AttributeError): return False
+
+
 def _read_note(path: Path) -> dict | None:
     try: note = json.loads(read_small(path, 16 << 20))
     except FileNotFoundError: return None
     except (OSError, ValueError, RecursionError): note = None
-    if isinstance(note, dict) and note.get("format") == 1 and {"of", "splits", "done"} <= note.keys(): return note
+    if _is_note(note): return note
     raise CheckpointError(f"{path}  is damaged, or a newer trainbook wrote it; remove {path.parent} to extract again")
 
 # %% ../nbs/36_extract.ipynb #22e131ef

@@ -49,13 +49,18 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
         asked = any("stages" in row for row in run.story("start").rows)
         left = [stage for stage in _from(config, run.parent) if stage in told or not asked]
         left = [stage for stage in left if stage_state(run, stage) != "finished"]
+        if gone := sorted({*told} - {*config.stage_names}):
+            raise RunError(f"{run.folder}/config.yaml  has no stage {', '.join(gone)}, which the run is to train; put it back")
         _check_found(run, left)
         if left: _check_drift(run, allow_drift, quiet)
         if changes: _tell_changes(run, left, changes)
-        if left: return train_stages(run.config, run, left, quiet=quiet, allow_drift=allow_drift)
-    others = [stage for stage in config.stage_names if stage_state(run, stage) == "new"]
-    print(f"{run.folder} has finished" + (f"; {', '.join(others)} was not asked for" if others else "")
-          + f". To go on from any of its checkpoints: trainbook branch {run.folder}@best")
+        if left: train_stages(run.config, run, left, quiet=quiet, allow_drift=allow_drift)
+    others = [stage for stage in _from(config, run.parent) if stage_state(run, stage) == "new"]
+    if others and not run.left():
+        print(safe(f"{run.folder} has finished what was asked for; {others[0]} too: trainbook train {run.folder}/config.yaml "
+                   f"--stage {others[0]} --save_dir {run.folder}"))
+    elif not left:
+        print(safe(f"{run.folder} has finished. To go on from any of its checkpoints: trainbook branch {run.folder}@best"))
     return run
 
 

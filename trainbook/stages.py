@@ -36,8 +36,8 @@ from .trainer import Trainer
 from .weights import Match, load_weights
 
 # %% auto #0
-__all__ = ['splits_of', 'start_of', 'branched_at', 'output_name', 'output_of', 'BaseTrainer', 'run_of', 'stage_state',
-           'create_trainer', 'system_of', 'config_of', 'check_handover', 'train_stages', 'held']
+__all__ = ['splits_of', 'start_of', 'branched_at', 'output_name', 'check_computes', 'output_of', 'BaseTrainer', 'run_of',
+           'stage_state', 'create_trainer', 'system_of', 'config_of', 'check_handover', 'train_stages', 'held']
 
 # %% ../nbs/40_stages.ipynb #b4cd4608
 # Map of this module, top to bottom:
@@ -51,8 +51,7 @@ __all__ = ['splits_of', 'start_of', 'branched_at', 'output_name', 'output_of', '
 # %% ../nbs/40_stages.ipynb #bf4df32b
 def splits_of(made: Any) -> dict[str, Any]:
     "What a data builder gave, by name: a mapping, (train, val), (train, val, test), or the training data alone."
-    if made is None: return {}
-    if isinstance(made, Mapping): return {str(name): one for name, one in made.items()}
+    if made is None or isinstance(made, Mapping): return {str(name): one for name, one in (made or {}).items()}
     if not isinstance(made, tuple): return {"train": made}
     if len(made) <= 3: return dict(zip(("train", "val", "test"), made))
     raise ConfigError(f"data  gave {len(made)} parts, expected at most train, val, test; name them: {{\"train\": …, \"val\": …}}")
@@ -76,10 +75,6 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
         slip = near(stage, names) if stage not in names else ""
         raise CheckpointError(f"init_from  {what if what.startswith(word) else f'{word}: {what}'}{slip}") from None
     return load_checkpoint(path, only=config.keep, quiet=True)
-
-
-def _no_optimizer(config: Config, why: str) -> ConfigError:
-    return ConfigError(f"{config.place('keep')}  keep  the optimizer does not fit: {why}; keep: [model]")
 
 
 def _stage_in(config: Config, word: str | None) -> tuple[str, str]:
@@ -121,6 +116,13 @@ def output_name(config: Config) -> str:
                       "it lies in the stage's folder")
 
 
+def check_computes(config: Config) -> None:
+    "ConfigError if a stage that only computes is not told what with, or where to."
+    if config.kind != "train" and not config.init_from:
+        raise ConfigError(f"init_from  is missing: what shall {config.stage_name} compute with? init_from: STAGE, or a file")
+    if config.kind == "extract": output_name(config)
+
+
 def output_of(config: Config, stage: str, run: Run | None) -> Path:
     "The file that an extraction of this run has written."
     name = output_name(config.whole.stage(stage))
@@ -135,8 +137,7 @@ def _filled(config: Config, run: Run | None) -> Config:
     def fill(value: Any) -> Any:
         if isinstance(value, list): return [fill(one) for one in value]
         if not isinstance(value, str): return value
-        there = lambda found: str(output_of(config, found[1], run).absolute())
-        return re.sub(r"\$\{stages\.([^{}.]*)\.output\}", there, value)
+        return re.sub(r"\$\{stages\.([^{}.]*)\.output\}", lambda found: str(output_of(config, found[1], run).absolute()), value)
     told = {path: fill(value) for path, value in config.leaves().items() if references(value)}
     return config.merge(nested(told)) if told else config
 
@@ -226,8 +227,7 @@ class BaseTrainer(Computing, Trainer):
                                     config=config, stage=name, **words)
         Recorded.__init__(self, config, name, **words)
         device = pick_device(t.device, model)
-        precision = pick_precision(t.precision, device)
-        Task.__init__(self, prepare(model.to(device), t), loss or t.loss, metrics, precision, t.seed)
+        Task.__init__(self, prepare(model.to(device), t), loss or t.loss, metrics, pick_precision(t.precision, device), t.seed)
         self.updates = {}
 
     def _begin(self, run: Run | None) -> None:
@@ -238,9 +238,8 @@ class BaseTrainer(Computing, Trainer):
             self.origin, self.loaded = None, False  # it writes the run that was given, begun or not
             return
         if run and not self.computes_only and steps(run.folder/self.stage) and stage_state(run, self.stage) != "new": return
-        if not config.init_from:
-            if not self.computes_only: return
-            raise ConfigError(f"init_from  is missing: what shall {self.stage} compute with? init_from: STAGE, or a file")
+        check_computes(config)
+        if not config.init_from: return
         if "optimizer" in config.keep and not self.computes_only and self._manual:
             raise ConfigError(f"{config.place('keep')}  keep  {self.stage} has several optimizers, and each begins anew; "
                               "keep: [model]")
@@ -250,7 +249,7 @@ class BaseTrainer(Computing, Trainer):
         if "optimizer" in config.keep and not self.computes_only:
             try: self.updates[""].adopt(found.state["optimizer"])
             except (ValueError, KeyError, TypeError) as error:
-                raise _no_optimizer(config, f"that of {found.path}: {error}") from None
+                raise ConfigError(f"keep  the optimizer does not fit: that of {found.path}: {error}; keep: [model]") from None
         self.begins = str(found.path)
         self.console.line(f"{self.stage} begins with {found.path}: {match!r}")
 
@@ -316,8 +315,7 @@ _RUNS: dict[int, tuple[list, Run]] = {}  # of each config of this process, the r
 
 
 def run_of(config: Config, told: list) -> Run | None:
-    """The run that another stage of this config has begun, in this process or in its save_dir. One that has begun this stage
-    too is meant only where a run is gone on with."""
+    "The run that another stage of this config has begun, in this process or in its save_dir, if this one is to be in it."
     place = config.training.save_dir and Path(config.training.save_dir).expanduser()
     if told and (known := _RUNS.get(id(told))): run = known[1]
     elif place and (place/"run.json").exists() and Run(place).config.has_stages: run = Run(place)
@@ -361,19 +359,23 @@ def check_handover(config: Config, names: Iterable[str], run: Run | None = None)
     found, models, names, lines = {}, {}, list(names), []
     for name in names:
         stage = config.stage(name)
+        check_computes(stage)
         before, _ = _stage_in(stage, stage.init_from)
+        read = {one.split(".")[1]: "extract" for value in stage.leaves().values() for one in references(value)}
+        for one, kind in [*read.items(), *([(before, "train")] if before else [])]:
+            if (is_kind := config.stage(one).kind) != kind:
+                raise ConfigError(f"stages.{name}  reads what {one} has not, its kind is {is_kind}; it needs one of kind {kind}")
         begun = run is not None and bool(steps(run.folder/name) or branched_at(run, name))
         done = run is not None and stage_state(run, name) == "finished"
         if not done and _system(stage).build_data is BaseTrainer.build_data: lines += wrong_arguments("data", stage)
         other = start_of(stage, run) if stage.init_from and before not in names and not begun else None
-        model = _model_of(stage)
-        if model is None: continue
+        if (model := _model_of(stage)) is None: continue
         models[name] = model
         weights = other["model_state_dict"] if other else models[before].state_dict() if before in models else None
         if weights is not None and not begun:
             found[name] = match = load_weights(model, weights, stage.allow, stage.rename, stage.into)
             if "optimizer" in stage.keep and match.differences:
-                raise _no_optimizer(stage, f"{match.differences[0].name} does not either")
+                raise ConfigError(f"keep  the optimizer does not fit: {match.differences[0].name} does not either; keep: [model]")
     if lines: raise ConfigError(*dict.fromkeys(lines))
     return found
 
