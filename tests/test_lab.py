@@ -32,7 +32,7 @@ def points(gate: str): return Points(32, 0, gate), Points(8, 1, gate)"""
 STAGES = """from trainbook import Config, create_trainer
 config = Config.from_dict({
     "model": {"name": "nets:Net"}, "data": {"name": "nets:points"}, "loss": "cross_entropy", "save_dir": "SAVE_DIR",
-    "training": {"epochs": 5, "batch_size": 8, "lr": 1e-2}, "run": {"on_existing": "resume"},
+    "training": {"epochs": 5, "batch_size": 8, "lr": 1e-2}, "run": {"on_existing": "resume"}, "logging": {"panel": False},
     "stages": [{"name": "first", "data": {"gate": "gate-1", "num_workers": 1}},
                {"name": "second", "init_from": "first", "data": {"gate": "gate-2"}}]})"""
 LOOP = "for stage in config.stages: create_trainer(stage).train()"
@@ -69,7 +69,7 @@ def test_the_stop_button_pauses_and_the_cell_run_again_goes_on(lab):
 
 def test_what_was_stopped_shows_its_bar_then_its_history(lab):
     train = "import nets\nfrom trainbook import Trainer\ntrain, val = nets.points('gate-3')\n" \
-            "trainer = Trainer(nets.Net(), train, val, loss='cross_entropy', epochs=5, batch_size=8, save_dir='alone')\ntrainer.train()"
+            "trainer = Trainer(nets.Net(), train, val, loss='cross_entropy', epochs=5, batch_size=8, save_dir='alone', panel=False)\ntrainer.train()"
     with lab.open("alone.ipynb", "import trainbook.cells", NETS, train, "print('it ran all')", "trainer.train()") as page:
         page.begin()
         page.bar(2).wait_for()
