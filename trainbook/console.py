@@ -19,7 +19,7 @@ from .schedule import Schedule, curve
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['in_notebook', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History', 'plot']
+__all__ = ['in_notebook', 'this_cell', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History', 'plot']
 
 # %% ../nbs/18_console.ipynb #b806aa5b
 # Map of this module, top to bottom:
@@ -35,6 +35,12 @@ def in_notebook() -> bool:
     "Is the output a notebook's, which can show more than text?"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and getattr(shell, "kernel", None) is not None
+
+
+def this_cell() -> str:
+    "What tells one run of a cell from every other; nothing outside of notebooks."
+    shell = sys.modules["IPython"].get_ipython() if in_notebook() else None
+    return getattr(getattr(shell, "display_pub", None), "parent_header", {}).get("msg_id", "")
 
 
 class Bar:
@@ -128,6 +134,7 @@ def _cells(part: float, wide: int) -> str:
 # %% ../nbs/18_console.ipynb #a2ff953f
 class Console:
     "Lines for a person: on the screen, and in a file that is only appended to."
+    drawn_in = ""  # the cell that a panel was in last
 
     def __init__(self, file: str | Path | None = None, quiet: bool = False, forms: Iterable[str] = ()):
         self.forms = list(forms)
@@ -148,6 +155,7 @@ class Console:
         "A bar that lines make room for; `count` says of what. In a notebook a panel of the run in its place, if one is given."
         self.end_bar()
         if run is not None and not self.quiet and in_notebook(): self.panel = _live(run)
+        if self.panel: Console.drawn_in = this_cell()
         self.bar = self._new_bar()
 
     def _new_bar(self) -> Bar: return Bar(patience=float("inf") if self.quiet or self.panel else 0.5)
@@ -308,7 +316,10 @@ class History:
             axes.legend(frameon=False)
         return figure
 
-    def _repr_png_(self) -> bytes | None: return self.figure()._repr_png_() if self.curve else None
+    def _repr_png_(self) -> bytes | None:
+        "Not where a panel has drawn it already."
+        drawn = in_notebook() and Console.drawn_in == this_cell()
+        return self.figure()._repr_png_() if self.curve and not drawn else None
 
 
 def _figure(wide: float, high: float) -> Any:

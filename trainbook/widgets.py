@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextvars
+import re
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import ipywidgets as W
 
-from .console import spell_number
+from .console import in_notebook, spell_number, this_cell
 from .curves import Curves, as_text
 from .drawing import chart, picture, plain
 from .run import Run, RunError, find_run
@@ -118,24 +119,25 @@ def _hears_while_busy() -> bool:
 
 
 class LivePanel(W.VBox):
-    "A run as it trains. Reads its folder, writes into its inbox."
+    "A run as it trains. Reads its folder, writes into its inbox. `blocks`: does a training of this kernel hold its cell?"
 
     def __init__(self, run: Run, share: float = 0.01, blocks: bool | None = None):
         self.run, self.curves, self.share, self._blocks = run, Curves(run.folder), share, blocks
         self._view, self._said = W.HTML(), W.HTML()
-        self._over, self._done, self._painting = threading.Event(), False, threading.Lock()
-        self._slots, self._filling = (), False
+        self._over, self._painting, self._slots = threading.Event(), threading.RLock(), ()
+        self._name, self._filling, self._waiting = f"tb-{id(self):x}", False, False
+        self._factor, self._due, self._still_at, self._kept = 1.0, 0.0, 0.0, ""
         self._build()
         super().__init__([self._view, self._controls, self._said], layout=W.Layout(max_width="880px"))
         self.paint()
 
     def _build(self) -> None:
-        def button(word: str, icon: str, tip: str, work: Any) -> W.Button:
-            made = W.Button(description=word, icon=icon, tooltip=tip, layout=W.Layout(width="auto"))
+        def button(word: str, icon: str, tip: str, work: Any, style: str = "") -> W.Button:
+            made = W.Button(description=word, icon=icon, tooltip=tip, button_style=style, layout=W.Layout(width="auto"))
             made.on_click(lambda _: work())
             return made
-        self.pause = button("Pause", "pause", "finish this step, save, and wait", self._turn)
-        self.stop = button("Stop", "stop", "finish this step, save, and end", lambda: self.tell("stop"))
+        self.pause = button("Pause", "pause", "finish this step, save, and wait", self._turn, "warning")
+        self.stop = button("Stop", "stop", "finish this step, save, and end", lambda: self.tell("stop"), "danger")
         self.save = button("Save now", "save", "a checkpoint at the next step", lambda: self.tell("save"))
         self.evaluate = button("Evaluate now", "check", "measure on the validation data; it decides nothing",
                                lambda: self.tell("evaluate"))
@@ -143,7 +145,7 @@ class LivePanel(W.VBox):
                                    tooltip="the learning rate, as a multiple of the config's", continuous_update=False,
                                    layout=W.Layout(width="190px"))
         self.lr.style.description_width = "30px"
-        self.lr.observe(lambda change: self.tell("set", lr=self._rate() * change["new"]), "value")
+        self.lr.observe(lambda change: self._filling or self._times(change["new"]), "value")
         self.metric = W.Dropdown(options=["loss"], description="curve", layout=W.Layout(width="165px"))
         self.metric.style.description_width = "40px"
         self.log_y = W.ToggleButton(description="log y", tooltip="a logarithmic axis", layout=W.Layout(width="auto"))
@@ -152,14 +154,17 @@ class LivePanel(W.VBox):
         self._controls = W.HBox([*self._steering, self.metric, self.log_y],
                                 layout=W.Layout(flex_flow="row wrap", align_items="center"))
 
+    def _times(self, factor: float) -> None: self.tell("set", lr=float(f"{self._rate() * factor:.4g}"))
+
     def _rate(self) -> float:
         config = self.run.config
         return (config.stage(self.curves.stage) if config.has_stages else config).training.lr
 
     def tell(self, command: str, **values: Any) -> None:
-        "A command for who trains this run."
+        "A command for who trains this run; what came of it is looked for at once."
         try: self.run.tell(command, **values)
-        except (OSError, RunError) as error: self._said.value = f"not told: {plain(error)}"
+        except (OSError, RunError) as error: self._said.value = _small(f"not told: {plain(error)}")
+        self._due = 0.0
 
     def _turn(self) -> None: self.tell("resume" if self.waits else "pause")
 
@@ -170,63 +175,87 @@ class LivePanel(W.VBox):
         return bool(turns) and turns[-1] == "pause"
 
     @property
-    def status(self) -> str:
-        if self.curves.gone: return "gone"
+    def status(self) -> str: return self._state()[0]
+
+    def _state(self) -> tuple[str, bool]:
+        "How it is with the run, and whether somebody trains it, who hears."
+        if self.curves.gone and not self.run.folder.is_dir(): return "gone", False
         try: status = self.run.status
-        except (OSError, RunError): return "gone"
-        return "paused" if status == "running" and self.waits else status
+        except (OSError, RunError): return "gone", False
+        return "paused" if status == "running" and self.waits else status, status == "running"
 
     # --- drawing ----------------------------------------------------------------------------------
 
     def paint(self) -> None:
         "Draws what the log says."
         with self._painting:
-            status = self.status
-            runs = status in ("running", "paused") and not self._over.is_set()
-            for one in self._steering: one.disabled = not runs
-            self.pause.description, self.pause.icon = ("Go on", "play") if status == "paused" and runs else ("Pause", "pause")
+            status, trains = self._state()
+            for one in self._steering: one.disabled = not trains
+            self.pause.description, self.pause.icon = ("Go on", "play") if trains and self.waits else ("Pause", "pause")
             self._fill()
             drawn = chart(self.curves, metric=self.metric.value, log=self.log_y.value)
             self._view.value = panel_html(self.curves, self.run.name, status, drawn) + self._hides()
-            self._said.value = self._last_word(status)
-            self._shown = status
+            self._said.value = self._last_word(status, trains)
+            self._shown, self._follows = status, trains or status == "new"
 
     def _fill(self) -> None:
-        "What there is to choose from; losses first."
+        "What there is to choose from, losses first; and the rate that the log was last told, by whomever."
         names = sorted(self.curves.of().series, key=lambda name: (not name.endswith("loss"), name.startswith("val_"))) or ["loss"]
-        if names == [*self.metric.options]: return
+        told = [found[1] for mark in self.curves.marks_of("set") if (found := re.search(r"\blr=([\d.e+-]+)", mark.text))]
         self._filling, chosen = True, self.metric.value
-        self.metric.options = names
-        self.metric.value = chosen if chosen in names else names[0]
-        self._filling = False
+        try:
+            if names != [*self.metric.options]:
+                self.metric.options = names
+                self.metric.value = chosen if chosen in names else names[0]
+            if told and (factor := float(told[-1]) / self._rate()) != self._factor: self.lr.value = self._factor = factor
+        finally: self._filling = False
 
-    def _last_word(self, status: str) -> str:
+    def _last_word(self, status: str, trains: bool) -> str:
         "The newest thing that was said or done, and what one may do."
         told = [mark for mark in self.curves.marks if mark.kind not in ("checkpoint", "resumed") and mark.text != status]
-        words = [f"step {told[-1].step:,}: {plain(told[-1].kind)} {plain(told[-1].text)}"] if told else []
-        if self._blocks is None and status in ("interrupted", "stopped", "failed", "paused") and not self.waits:
-            words.append(f'to go on: <code>resume("{plain(self.run.folder)}")</code>')
-        if status == "running" and self._blocks and not _hears_while_busy():
-            words.append("this kernel hears buttons when the cell has ended; <code>train(background=True)</code> at once")
-        return f'<span style="font-size:12px">{" · ".join(words)}</span>'
+        did = status if told and told[-1].kind == "end" else told[-1].kind if told else ""
+        words = [plain(f"step {told[-1].step:,}: {did}  {told[-1].text}")] if told else []
+        folder = plain(_from_here(self.run.folder))
+        if self._blocks is None and not trains and status in ("interrupted", "stopped", "failed", "paused"):
+            words.append(f'to go on: <code>resume("{folder}")</code>')
+        if self._blocks is not None and not trains: words.append(f'its other curves: <code>live("{folder}")</code>')
+        if trains and self._blocks and not _hears_while_busy():
+            words.append("the buttons are heard when this cell has ended; at once with <code>train(background=True)</code>")
+        return _small(" · ".join(words))
 
     # --- on the page ------------------------------------------------------------------------------
 
     def show(self) -> None:
-        "On the page, and followed from now on."
+        "On the page, here, and followed from now on."
         from IPython.display import display
-        if not self._slots:
-            self._name = f"tb-{id(self):x}"
-            still = display(self.still(), raw=True, display_id=True)
-            view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-            widget = {"text/plain": "", "application/vnd.jupyter.widget-view+json": view}
-            self._slots = still, display(widget, raw=True, display_id=True)
-            _heard_beside(self._view, self._said, *self._controls.children)
-            self.paint()
-        if self.status in ("running", "paused", "new"):
-            run = contextvars.copy_context().run
-            threading.Thread(target=run, args=(self._follow,), name="trainbook panel", daemon=True).start()
-        else: self.end()
+        if not in_notebook(): return print(self)
+        if self._slots: self._rest()  # where it was
+        self._slots = display(self.still(), raw=True, display_id=True), display(self._widget(), raw=True, display_id=True)
+        _heard_beside(self._view, self._said, *self._controls.children)
+        self._begin()
+
+    def _widget(self) -> dict[str, Any]:
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {"text/plain": "", "application/vnd.jupyter.widget-view+json": view}
+
+    def _begin(self) -> None:
+        self._over.set()
+        self._over, self._due = threading.Event(), 0.0
+        self._still_at = max(self._still_at, time.monotonic() + 10)
+        self.paint()
+        self._kept = self._shown
+        if not self._follows: return self.end()
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._follow, self._over), name="trainbook panel", daemon=True).start()
+
+    def go_on(self, run: Run, blocks: bool) -> None:
+        "The same panel for what trains next in its cell; of another run a line stays."
+        if run.folder != self.run.folder:
+            print(as_text(self.curves).splitlines()[0])
+            self.run, self.curves, self._factor = run, Curves(run.folder), 1.0
+        self._blocks = blocks
+        self.curves.poll()
+        self._begin()
 
     def _hides(self) -> str:
         "The picture above is for those who cannot see this."
@@ -234,42 +263,92 @@ class LivePanel(W.VBox):
         above = f".jp-OutputArea-child:has(+ .jp-OutputArea-child .{self._name})"
         return f'<i class="{self._name}"></i><style>{above}{{display:none}}</style>'
 
-    def _follow(self) -> None:
-        rest, still_at = 0.25, time.monotonic() + 30
-        while not self._over.wait(rest):
-            began = time.thread_time()
-            if self.curves.poll() or self.status != self._shown: self.paint()
-            if time.monotonic() > still_at:
-                self._slots[0].update(self.still(), raw=True)
-                still_at = time.monotonic() + 30
-            rest = max(0.25, (time.thread_time() - began) / self.share)
-            if self._shown not in ("running", "paused", "new"): return self.end()
+    def _follow(self, over: threading.Event) -> None:
+        try:
+            while not over.wait(0.25):
+                if time.monotonic() < self._due: continue
+                began = time.thread_time()
+                if self.curves.poll() or self.status != self._shown: self.paint()
+                self._due = time.monotonic() + (time.thread_time() - began) / self.share
+                self._keep()
+                if not self._follows: return self.end()
+        except Exception as error:  # no training fails for a picture of it
+            self._said.value = _small(f"no longer followed: {plain(type(error).__name__)}: {plain(error)}")
+
+    def _keep(self) -> None:
+        "The picture for later: after ten seconds, at a pause, else every half a minute; it costs as much as a hundred drawings."
+        if time.monotonic() < self._still_at and self._shown == self._kept: return
+        began, self._kept = time.thread_time(), self._shown
+        self._slots[0].update(self.still(), raw=True)
+        self._still_at = time.monotonic() + max(30, (time.thread_time() - began) / self.share)
 
     def end(self) -> None:
-        "Shows how it ended; from now on it is a picture and a table, which need no kernel."
-        self._over.set()
+        "Shows how it ended. A panel of a training becomes a picture and a table, when its cell has ended; both need no kernel."
+        with self._painting:
+            if self._over.is_set(): return
+            self._over.set()
         self.curves.poll()
         self.paint()
-        with self._painting: done, self._done = self._done or not self._slots, True
-        if done: return
-        self._slots[0].update(self.still(), raw=True)
+        if not self._blocks: return self._settle()
+        if not self._waiting: _when_the_cell_ends(self._settle)
+        self._waiting = True
+
+    def _settle(self) -> None:
+        self._waiting = False
+        if not self._over.is_set() or not self._slots: return  # it went on
+        if self._blocks is None: self._slots[0].update(self.still(), raw=True)
+        else: self._rest()
+
+    def _rest(self) -> None:
+        "What stays on the page: all that is seen now, and a picture for who may not see drawings."
+        self._slots[0].update(self.still(table=False), raw=True)
         self._slots[1].update({"text/html": self._view.value + self._said.value, "text/plain": ""}, raw=True)
 
-    def still(self) -> dict[str, Any]:
-        "The run as a text and as a picture, for viewers that know no widgets."
+    def still(self, table: bool = True) -> dict[str, Any]:
+        "The run as a text and as a picture, with its numbers or without, for viewers that know no widgets."
         found: dict[str, Any] = {"text/plain": as_text(self.curves)}
-        if any(len(one) > 1 for one in self.curves.of().series.values()):
-            found["image/png"] = base64.b64encode(picture(self.curves)).decode()
-        return found
+        if not any(len(one) > 1 for one in self.curves.of().series.values()): return found
+        drawn = base64.b64encode(picture(self.curves)).decode()
+        if not table: return found | {"image/png": drawn}
+        image = f'<img alt="{plain(self.run.name)}" src="data:image/png;base64,{drawn}">'
+        unless = f".jp-OutputArea-child:has(.{self._name}-still) + .jp-OutputArea-child:not(:has(.{self._name}))"
+        lost = f'<i class="{self._name}-still"></i><style>{unless}{{display:none}}</style>'  # a widget without its kernel
+        return found | {"text/html": panel_html(self.curves, self.run.name, self.status, image) + lost}
 
     def __repr__(self) -> str: return as_text(self.curves)
     def _ipython_display_(self) -> None: self.show()
 
 
+def _small(words: str) -> str: return _box(words, "font-size:12px", "span")
+
+
+def _from_here(folder: Path) -> Path:
+    "As short as it can be written."
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _when_the_cell_ends(work: Any) -> None:
+    "Once, after this cell, or now where no cell runs."
+    events = sys.modules["IPython"].get_ipython().events
+    def once(*_: Any) -> None:
+        events.unregister("post_run_cell", once)
+        work()
+    events.register("post_run_cell", once)
+
+
+_newest: list[tuple[str, LivePanel]] = []
+
+
 def follow(run: Run) -> LivePanel:
-    "What a training shows of itself in a notebook."
-    panel = LivePanel(run, blocks=threading.current_thread() is threading.main_thread())
+    "What a training shows of itself in a notebook. A cell has one panel: what trains there next goes on in it."
+    here, blocks = this_cell(), threading.current_thread() is threading.main_thread()
+    if _newest and _newest[0][0] == here and _newest[0][1]._over.is_set():
+        panel = _newest[0][1]
+        panel.go_on(run, blocks)
+        return panel
+    panel = LivePanel(run, blocks=blocks)
     panel.show()
+    _newest[:] = [(here, panel)]
     return panel
 
 
