@@ -50,6 +50,7 @@ def execute(page: Path) -> nbformat.NotebookNode:
     with tempfile.TemporaryDirectory(prefix="trainbook-page-") as home:  # what a page agrees to is no answer of yours
         client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
                             "XDG_CONFIG_HOME": home})
+    notebook.metadata.pop("widgets", None)  # no kernel, no widget: what a page keeps is pictures and tables
     return notebook
 
 

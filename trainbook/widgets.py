@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,8 @@ class LivePanel(W.VBox):
 
     def show(self) -> None:
         "On the page, here, and followed from now on."
-        from IPython.display import display
         if not in_notebook(): return print(self)
+        display = import_module("IPython.display").display  # a notebook has it
         if self._slots: self._rest()  # where it was
         self._slots = display(self.still(), raw=True, display_id=True), display(self._widget(), raw=True, display_id=True)
         _heard_beside(self._view, self._said, *self._controls.children)
