@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # tests fork, and a pool of threads does not survive that: a child would wait for it for ever
 _home = tempfile.TemporaryDirectory(prefix="trainbook-tests-")
 os.environ["XDG_CONFIG_HOME"] = _home.name  # what tests agree to is not remembered as the person's own answers
 

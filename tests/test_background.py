@@ -133,7 +133,7 @@ def test_a_script(then, number, code, status):
 def test_a_stage_that_only_computes(tmp_path):
     from trainbook.registry import forget, register
     from trainbook.stages import create_trainer, train_stages
-    register("model", "behind_net")(net)
+    register("model", "behind_net")(lambda: net())
     register("data", "behind_rows")(lambda: {"train": loader().dataset, "val": loader().dataset})
     try:
         config = {"model": {"name": "behind_net"}, "data": {"name": "behind_rows"}, "training": {"epochs": 1, "loss": "cross_entropy"}, "run": {"name": "r"},
@@ -142,4 +142,4 @@ def test_a_stage_that_only_computes(tmp_path):
         two = create_trainer(run.config.stage("two"), run, quiet=True)
         two.train(background=True)
         assert two.wait()["val_loss"] > 0 and torch.is_grad_enabled()
-    finally: forget("test_trainer", __name__)
+    finally: forget(__name__)
