@@ -1,7 +1,6 @@
 """Drawings: well-formed whatever is in the log, the same twice, flat in cost, legible in both themes."""
 import json
 import math
-import os
 import random
 import re
 import time
@@ -9,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from lab import find_chromium
 from test_curves import lives
 
 from trainbook.curves import Curves, as_text
@@ -137,13 +137,12 @@ def test_five_hundred_runs_are_one_drawing(tmp_path):
     assert len(drawn) < 500_000 and drawn.count("<text") < 50
 
 
-@pytest.mark.skipif(not os.path.exists("/usr/bin/chromium"), reason="needs chromium")
 def test_a_browser_shows_it_in_both_themes(tmp_path):
     """Inline the text has the colour around it, dark or light; as an <img> it brings its own."""
-    sync = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api as sync
     curves = a_run(tmp_path/"run", [{"event": "step", "step": i, "loss": 1 / (i + 1), "lr": 0.1} for i in range(50)])
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
         for colour in ("rgb(20, 20, 20)", "rgb(240, 240, 240)"):
             page.set_content(f'<body style="color:{colour}">{chart(curves)}{chart(curves, "lr")}')

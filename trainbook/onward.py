@@ -65,11 +65,11 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
 
 
 def _check_found(run: Run, stages: list[str], but: str = "") -> None:
-    "RunError if something that these stages were trained with is not found by name: a class, a model, a callback."
+    "RunError if something that these stages were trained with is not found by name: a class, a model, a callback (`but` these)."
     for stage in stages:
         rows = list(run.story("start").of("start", "resume", stage=stage))
         told = rows[-1].get("by_hand", ()) if rows else ()
-        if given := [one for one in told if not one.startswith(but or "-") and not _is_here(one)]:
+        if given := [one for one in told if not (but and one.startswith(but)) and not _is_here(one)]:
             raise RunError(f"{run.folder}  {stage} was trained with {', '.join(given)}, which cannot be imported; run its script "
                            "again with run.on_existing: resume, or write it in a file or a %%module")
 
