@@ -130,9 +130,9 @@ def test_it_outlives_the_stop_button_the_terminal_and_the_kernel(here):
     assert holder(run.folder)["pid"] == pid and not run.story().rows[-1]["event"] == "end"
     assert f"by process {pid}" in repr(launches.Launched(run.folder))
     with pytest.raises(RunBusy, match=f"is in use by process {pid} on "): launch(run.folder)
-    run.tell("pause"); until(lambda: told(run, "pause")); seen = len(steps(run))
-    time.sleep(0.2)
-    assert len(steps(run)) == seen and run.status == "running"
+    def stands_still(): seen = len(steps(run)); time.sleep(0.2); return len(steps(run)) == seen
+    run.tell("pause"); until(lambda: told(run, "pause")); until(stands_still)  # once it has saved
+    assert run.status == "running"
     assert main(["tell", str(run.folder), "resume"]) == 0 == main(["tell", str(run.folder), "set", "lr=1e-4"]) == main(["watch", str(run.folder), "--once"])
     until(lambda: told(run, "set"))
     assert main(["tell", str(run.folder), "stop"]) == 0 and ended(run) == "stopped"
