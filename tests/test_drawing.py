@@ -90,20 +90,20 @@ def test_what_happened_is_told(tmp_path):
 
 def test_no_two_inks_are_alike_for_anybody():
     """Simulated for each of the three kinds of colour blindness (Machado and others, 2009), in both themes."""
-    from trainbook.drawing import _mixed
+    from trainbook.drawing import mixed
     kinds = [np.eye(3), np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]), np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]), np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]])]
     linear = lambda colour: np.array([(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in (int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5))])
     lab = lambda rgb: (lambda f: np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]))(np.cbrt(np.clip(np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb / [0.9505, 1, 1.089], 1e-9, None)))
     light = lambda colour: float(linear(colour) @ [0.2126, 0.7152, 0.0722]) + 0.05
     for theme, ground in (("light", "#ffffff"), ("dark", "#111111")):
-        lines = [_mixed(f"line{i}", theme) for i in range(6)]
+        lines = [mixed(f"line{i}", theme) for i in range(6)]
         for kind in kinds:
             seen = [lab(np.clip(kind @ linear(one), 0, 1)) for one in lines]
             assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 8
             assert min(np.linalg.norm(a - b) for i, a in enumerate(seen[:3]) for b in seen[:i]) > 12  # those that a chart of one run has
         for ink in INKS:
             if ink == "grid": continue
-            ratio = max(light(_mixed(ink, theme)), light(ground)) / min(light(_mixed(ink, theme)), light(ground))
+            ratio = max(light(mixed(ink, theme)), light(ground)) / min(light(mixed(ink, theme)), light(ground))
             assert ratio >= (2.95 if ink.startswith("line") else 4.5), (theme, ink, ratio)
 
 

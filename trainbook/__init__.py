@@ -12,10 +12,12 @@ The page number is the layer; a module imports only from pages before its own.
                   pickled  state  tensorfile  stepfolder       what a checkpoint is made of, which one is meant
                   foreign  weights  load                       what others wrote
     3x the run    checkpoint  events  loggers  trainer         save, listen, tell, train
-                  compare  prove                               what differs, of two checkpoints, and under kills
+                  beside  prove                                what differs, of two checkpoints, and under kills
                   cells  extract                               notebook code kept, outputs of a model kept
                   words  files                                 verbs that read and tidy
     4x doors      stages  launch  onward  cli                  configs that train, here or elsewhere; the command line
+                  series  curves  drawing  widgets             what there is to see of a run
+                  compare  picker                              runs side by side; what one can go on from
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
 """
@@ -33,7 +35,7 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
            "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
            "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
-           "branch": "onward", "launch": "launch"}
+           "branch": "onward", "launch": "launch", "live": "widgets", "ResumePicker": "picker", "compare": "compare"}
 __all__ = list(_PUBLIC)
 # what other programs have as classes; an ImportError, as `from trainbook import …` swallows the words of an AttributeError
 _ELSEWHERE = {"EarlyStopping": "early stopping is a keyword: "

@@ -100,6 +100,12 @@ def _tell(words: Words) -> None:
     if status != "running": print(f"{safe(run.folder)} is {status}; it will hear of it when it goes on", file=sys.stderr)
 
 
+@verb("compare", "RUN … | 'runs/*' | CHECKPOINT CHECKPOINT", "runs side by side, with only what differs")
+def _compare(words: Words) -> None:
+    from trainbook.compare import compare
+    print(compare(words.take("a run"), *words.rest()))
+
+
 @verb("watch", "RUN [--once]", "what a training does, line by line, while it does it")
 def _watch(words: Words) -> None:
     from trainbook.run import find_run

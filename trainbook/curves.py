@@ -22,7 +22,7 @@ from .series import KINDS, Stage, clock, number_of, plain_rows, shorten, spell
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['Mark', 'Progress', 'Curves', 'sparkline', 'headline', 'as_text']
+__all__ = ['Mark', 'Progress', 'Curves', 'direction_of', 'sparkline', 'headline', 'as_text']
 
 # %% ../nbs/43_curves.ipynb #57d014c7
 # Map of this module, top to bottom:
@@ -182,6 +182,7 @@ class Curves:
         if event == "end" or command == "pause": stage.rests(row)
         if command == "resume" and stage.resting: stage.begins(row)
         if event == "end": stage.status = str(row["status"])[:_TEXT]
+        if "total" in row: stage.facts["total"] = number_of(row["total"])  # the end was moved
         if event != "start": self._mark(_mark_of(row))
 
     def _begins(self, stage: Stage, row: dict) -> None:
@@ -257,11 +258,11 @@ class Curves:
             name = next((one for one in losses if one.startswith("val_")), losses[0] if losses else None)
         if name is None: return None
         if mode is None and name.endswith("loss"): mode = "min"
-        return name, mode or _direction(name)
+        return name, mode or direction_of(name)
 
     def best(self, name: str | None = None, mode: str | None = None, stage: str | None = None) -> tuple[str, int, float] | None:
         "(name, step, value) of the best, by this metric or the one that decides."
-        decides = (name, mode or _direction(name)) if name else self.deciding(stage)
+        decides = (name, mode or direction_of(name)) if name else self.deciding(stage)
         if decides is None or decides[0] not in (series := self.of(stage).series): return None
         found = series[decides[0]].extreme(decides[1])
         return (decides[0], *found) if found else None
@@ -270,9 +271,6 @@ class Curves:
         "Where steps lie on another axis: step, epoch, time (seconds of training), samples. None where that is not known."
         one, steps = self.of(stage), np.asarray(steps, float)
         if axis == "step": return steps
-        if axis == "samples" and "samples" not in one.clock:  # told once, of an epoch
-            epochs, many = self.along("epoch", steps, stage), number_of(one.facts.get("samples"))
-            return None if epochs is None or not many else epochs * many
         clock = one.clock.get(axis)
         if clock is None or not len(clock): return None
         return np.interp(steps, np.append(0, clock.last), np.append(0, clock.newest))
@@ -280,17 +278,18 @@ class Curves:
     def progress(self, stage: str | None = None) -> Progress:
         "Where it is, how fast, and how long still."
         one, total = self.of(stage), number_of(self.of(stage).facts.get("total"))
-        epoch = one.clock["epoch"].newest[-1] if "epoch" in one.clock and len(one.clock["epoch"]) else None
-        epochs = None
-        if total and epoch is not None and (at := one.clock["epoch"].last[-1]):
-            epochs = float(epoch / at * total)
-            if abs(epochs - round(epochs)) < 0.02 * epochs: epochs = float(round(epochs))
+        epoch = epochs = None
+        if "epoch" in one.clock and len(one.clock["epoch"]):
+            epoch, at = float(one.clock["epoch"].newest[-1]), one.clock["epoch"].last[-1]
+            if total and at: epochs = epoch / at * total
+            if epochs and abs(epochs - round(epochs)) < 0.02 * epochs: epochs = float(round(epochs))
+            epoch = max([epoch, *(row.get("epoch", 0) for row in one.epochs[-1:])])  # a last short interval has no row of its own
         left = None
         if total and one.step and (before := self.along("time", [0.75 * one.step], stage)) is not None:
             left = float(max(0.0, total - one.step) * (one.now - before[0]) / (0.25 * one.step))  # evaluations are in it
         slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(one.recent, one.recent[1:]) if b[0] > a[0]]
         speed = float(np.median(slopes)) if slopes else one.step / one.now if one.now else None  # one pause is not heard
-        return Progress(one.step, int(total) if total else None, None if epoch is None else float(epoch), epochs, one.now,
+        return Progress(one.step, int(total) if total else None, epoch, epochs, one.now,
                         left, speed)
 
     @property
@@ -333,10 +332,10 @@ def _monitor(folder: Path, stage: str) -> tuple[str | None, str | None]:
     except (ConfigError, OSError, ValueError): return None, None
 
 
-def _direction(name: str) -> str:
-    "min or max, as the metric's name tells; min if it does not."
+def direction_of(name: str, said: Any = None) -> str:
+    "min or max, as said, or as the metric's name tells; min if it does not."
     from trainbook.metrics import direction  # needs torch, which a reader of losses does not
-    try: return direction(name)
+    try: return direction(name, said)
     except ConfigError: return "min"
 
 # %% ../nbs/43_curves.ipynb #50df8280

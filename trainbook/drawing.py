@@ -18,7 +18,8 @@ from .curves import Curves
 from .series import clock, counted, shorten, spell, ticks
 
 # %% auto #0
-__all__ = ['INKS', 'themed', 'plain', 'Plot', 'smooth', 'shown_of', 'chart', 'Line', 'together', 'picture']
+__all__ = ['INKS', 'mixed', 'css_ink', 'themed', 'plain', 'Plot', 'curve_of', 'smooth', 'shown_of', 'limits_of', 'chart', 'Line',
+           'together', 'picture']
 
 # %% ../nbs/44_drawing.ipynb #ece343e8
 # Map of this module, top to bottom:
@@ -40,7 +41,7 @@ INKS = {"text": (0.0, None), "muted": (0.32, None), "grid": (0.84, None),
         **{f"word{i}": (0.58, colour) for i, colour in enumerate(_OKABE_ITO)}}  # words need more contrast than lines
 
 
-def _mixed(ink: str, theme: str) -> str:
+def mixed(ink: str, theme: str) -> str:
     "An ink as #rrggbb in a theme: so much of its colour (of the ground, if it has none), the rest of the text's."
     share, colour = INKS[ink]
     text, ground = _THEMES[theme]
@@ -48,7 +49,7 @@ def _mixed(ink: str, theme: str) -> str:
     return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in zip(*pair))
 
 
-def _variable(ink: str) -> str:
+def css_ink(ink: str) -> str:
     "An ink as CSS, from the colour of the text around the drawing."
     share, colour = INKS[ink]
     return f"color-mix(in srgb,{colour or 'transparent'} {share:.0%},{_TEXT})" if share else _TEXT
@@ -59,11 +60,11 @@ def themed(body: str, wide: int, high: int, label: str, theme: str | None = None
     label = plain(label)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" role="img" aria-label="{label}" '
     if theme is None:
-        inks = "".join(f"--tb-{ink}:{_variable(ink)};" for ink in INKS) + f"--tb-ground:{_GROUND};"
+        inks = "".join(f"--tb-{ink}:{css_ink(ink)};" for ink in INKS) + f"--tb-ground:{_GROUND};"
         return (f'{head}width="100%" style="max-width:{wide}px;display:block;font:11px {_FONT};'
                 f'font-variant-numeric:tabular-nums;{inks}"><title>{label}</title>{body}</svg>')
     if theme not in _THEMES: raise ValueError(f"theme {theme!r}; there are light and dark, and None for the page around it")
-    inks = {ink: _mixed(ink, theme) for ink in INKS} | {"ground": _THEMES[theme][1]}
+    inks = {ink: mixed(ink, theme) for ink in INKS} | {"ground": _THEMES[theme][1]}
     body = re.sub(r"var\(--tb-(\w+)\)", lambda found: inks.get(found[1], found[0]), body)
     return (f'{head}width="{wide}" height="{high}" style="font:11px {_FONT};font-variant-numeric:tabular-nums">'
             f'<title>{label}</title><rect width="{wide}" height="{high}" style="fill:{inks["ground"]}"/>{body}</svg>')
@@ -138,8 +139,8 @@ class Plot:
         "A shape at pixels, with words for who points at it."
         fill = "var(--tb-ground)" if hollow else f"var(--tb-{ink})"
         style = f"fill:{fill};stroke:var(--tb-{ink});stroke-width:1.4;stroke-linejoin:round"
-        line = f"M{x:.1f} {y:.1f}{_SHAPES[shape](size)}"
-        self.outside.append(f'<path d="{line}" style="{style}"><title>{plain(title)}</title></path>')
+        line, said = f"M{x:.1f} {y:.1f}{_SHAPES[shape](size)}", f"<title>{plain(title)}</title>"
+        self.outside.append(f'<path d="{line}" style="{style}">{said}</path>')
 
     def down(self, x: float, text: str, ink: str = "muted", dash: str = "4 3") -> None:
         "A line from top to bottom at a number."
@@ -209,7 +210,8 @@ class _Curve(NamedTuple):
     measured: bool  # at some steps only: points
 
 
-def _curve(curves: Curves, name: str, stage: str | None, axis: str) -> _Curve | None:
+def curve_of(curves: Curves, name: str, stage: str | None, axis: str) -> _Curve | None:
+    "A metric over an axis, as it is drawn; None where it is not known."
     one = curves.of(stage).series.get(name)
     x = None if one is None or not len(one) else curves.along(axis, one.middle if one.width > 1 else one.last, stage)
     if x is None: return None
@@ -235,7 +237,7 @@ def shown_of(curves: Curves, metric: str, stage: str | None = None) -> list[str]
     return [*of_training, *[one for one in names if one.startswith("val_") and one.endswith(f"_{base}")][:3]] or [metric]
 
 
-def _limits(shown: Sequence[_Curve], log: bool) -> tuple[float, float]:
+def limits_of(shown: Sequence[_Curve], log: bool) -> tuple[float, float]:
     "From the least to a little above what came after the first twelfth."
     known = lambda values: values[np.isfinite(values)]
     lows = [np.percentile(one, 2) for curve in shown if len(one := known(curve.low if not curve.measured else curve.mean))]
@@ -251,8 +253,8 @@ def _limits(shown: Sequence[_Curve], log: bool) -> tuple[float, float]:
 def _reach(curves: Curves, stage: str | None, axis: str, shown: Sequence[_Curve]) -> float:
     "Where the axis ends: at the end of the plan, if training is not over."
     most = max((float(np.nanmax(one.x)) for one in shown), default=1.0)
-    now, over = curves.progress(stage), curves.of(stage).status in ("finished", "stopped", "failed")
-    if over or now.total is None: return most
+    now = curves.progress(stage)
+    if curves.of(stage).status in ("finished", "stopped", "failed") or now.total is None: return most
     planned = {"step": now.total, "epoch": now.epochs, "time": now.seconds + (now.left or 0)}.get(axis)
     return max(most, float(planned or most * now.total / max(now.step, 1)))
 
@@ -261,7 +263,7 @@ def chart(curves: Curves, metric: str | None = None, stage: str | None = None, a
           theme: str | None = None, wide: int = 860) -> str:
     "One run as SVG: a metric with its validation, and below it the learning rate with the checkpoints."
     metric = metric or ("loss" if "loss" in curves.of(stage).series else (curves.deciding(stage) or ("loss",))[0])
-    shown = [one for name in shown_of(curves, metric, stage) if (one := _curve(curves, name, stage, axis))]
+    shown = [one for name in shown_of(curves, metric, stage) if (one := curve_of(curves, name, stage, axis))]
     if not shown:
         empty = Plot((0, 0, wide, 300), (0, 1), (0, 1))
         waits = f"{metric} has no numbers" if curves.of(stage).series else "waiting for the first step…"
@@ -271,8 +273,8 @@ def chart(curves: Curves, metric: str | None = None, stage: str | None = None, a
     lasts = [float(end[np.isfinite(end)][-1]) if np.isfinite(end).any() else math.nan for end in ends]
     labels = [f"{shorten(one.name)} {spell(last)}" for one, last in zip(shown, lasts)]
     right = wide - 16 - 6.6 * max(map(len, [*labels, "lr 1.11e-11"]))
-    reach, rate = _reach(curves, stage, axis, shown), _curve(curves, "lr", stage, axis)
-    plot = Plot((52, 10, right, 226), (0, reach), _limits(shown, log), log)
+    reach, rate = _reach(curves, stage, axis, shown), curve_of(curves, "lr", stage, axis)
+    plot = Plot((52, 10, right, 226), (0, reach), limits_of(shown, log), log)
     plot.grid()
     for i, (one, line) in enumerate(zip(shown, ends)): _draw(plot, one, line, i)
     _happened(plot, curves, stage, axis, shown)
@@ -297,8 +299,7 @@ def _draw(plot: Plot, one: _Curve, line: np.ndarray, i: int) -> None:
 
 def _happened(plot: Plot, curves: Curves, stage: str | None, axis: str, shown: Sequence[_Curve]) -> None:
     "Best, resumed, warnings, pauses, changes; and what is too high to be seen."
-    where = lambda step: float(curves.along(axis, step, stage))
-    last = -1e9
+    where, last = lambda step: float(curves.along(axis, step, stage)), -1e9
     for mark in curves.marks_of("resumed", stage=stage):
         at = float(plot.at_x(where(mark.step)))
         plot.down(where(mark.step), f"resumed at step {mark.step:,}", "word3")
@@ -356,13 +357,13 @@ def together(lines: Iterable[Line], axis: str = "step", log: bool = False, theme
     found = []
     for line in lines:
         name = line.metric or (line.curves.deciding(line.stage) or ("",))[0]
-        if one := _curve(line.curves, name, line.stage, axis):
+        if one := curve_of(line.curves, name, line.stage, axis):
             found.append((line, one._replace(mean=one.mean if one.measured else smooth(one.mean))))
     if not found: return themed("", wide, 260, "no numbers yet", theme)
     labelled = sorted(range(len(found)), key=lambda i: (found[i][0].role == "other", i))[:16]
     right = wide - 16 - 6.8 * max(len(shorten(found[i][0].name)) for i in labelled)
     reach = max(float(np.nanmax(one.x)) for _, one in found)
-    limits = _limits([one._replace(low=one.mean, high=one.mean) for _, one in found], log)
+    limits = limits_of([one._replace(low=one.mean, high=one.mean) for _, one in found], log)
     plot, labels = Plot((52, 10, min(right, wide - 90), 228), (0, reach), limits, log), []
     plot.grid()
     plot.x_axis(248, axis)
@@ -390,8 +391,7 @@ def _run(plot: Plot, line: Line, one: _Curve, i: int, every: int, axis: str, pal
     known = np.isfinite(y)
     for step in line.dots if known.any() else ():
         at = float(line.curves.along(axis, step, line.stage))
-        place, value = float(plot.at_x(at)), float(np.interp(at, x[known], y[known]))
-        meant = step == line.chosen
+        place, value, meant = float(plot.at_x(at)), float(np.interp(at, x[known], y[known])), step == line.chosen
         if meant and at <= plot.x[1]: plot.down(at, f"{line.name}@{step}", ink)
         if plot.y[0] <= value <= plot.y[1] and at <= plot.x[1]:
             title = f"{line.name}@{step}: {spell(value)}"
@@ -401,19 +401,19 @@ def _run(plot: Plot, line: Line, one: _Curve, i: int, every: int, axis: str, pal
 def picture(curves: Curves, metric: str = "loss", stage: str | None = None, axis: str = "step", log: bool = False) -> bytes:
     "The same chart as PNG, for a saved page and for mail; drawn by matplotlib, which is loaded for it."
     from matplotlib.figure import Figure
-    shown = [one for name in shown_of(curves, metric, stage) if (one := _curve(curves, name, stage, axis))]
+    shown = [one for name in shown_of(curves, metric, stage) if (one := curve_of(curves, name, stage, axis))]
     figure = Figure(figsize=(8.6, 3.1), layout="constrained")
     main, strip = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     where = lambda kind: [float(curves.along(axis, mark.step, stage)) for mark in curves.marks_of(kind, stage=stage)]
     for i, one in enumerate(shown):
-        colour, line = _mixed(f"line{i}", "light"), one.mean if one.measured else smooth(one.mean)
+        colour, line = mixed(f"line{i}", "light"), one.mean if one.measured else smooth(one.mean)
         if one.width > 1: main.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
         marker = "osD^"[max(0, i - 1)] if one.measured and len(one.x) <= 80 else None
         main.plot(one.x, line, color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=one.name)
-    if shown: main.set(ylim=_limits(shown, log), yscale="log" if log else "linear"); main.legend(frameon=False)
+    if shown: main.set(ylim=limits_of(shown, log), yscale="log" if log else "linear"); main.legend(frameon=False)
     for at in where("resumed"): main.axvline(at, color="0.5", linestyle="--", linewidth=1)
-    if rate := _curve(curves, "lr", stage, axis): strip.plot(rate.x, rate.mean, color="0.4", linewidth=1.2)
-    strip.plot(saved := where("checkpoint"), [0] * len(saved), "^", color=_mixed("line2", "light"), markersize=4, clip_on=False)
+    if rate := curve_of(curves, "lr", stage, axis): strip.plot(rate.x, rate.mean, color="0.4", linewidth=1.2)
+    strip.plot(saved := where("checkpoint"), [0] * len(saved), "^", color=mixed("line2", "light"), markersize=4, clip_on=False)
     strip.set(xlabel=axis, ylabel="lr", ylim=(0, None))
     for axes in (main, strip): axes.spines[["top", "right"]].set_visible(False); axes.grid(axis="y", alpha=0.25)
     figure.savefig(found := BytesIO(), format="png", dpi=110, metadata={"Software": None})

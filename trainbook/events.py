@@ -318,6 +318,7 @@ class Record:
         self.run, self.stage, self._failed, self._told = run, stage, 0, False
         self._again: list[dict] = []  # controls of earlier lives that are still to come
         self._saved: int | None = None  # the newest step that is there
+        self._total: Any = ...  # the step at which it ends, as the log knows it
         self.ledger, training = run.write(), config.training
         try: self.manager = CheckpointManager(run.folder/stage, training.save_interval, training.keep_last_n, training.keep_every,
                                               training.monitor, training.monitor_mode, training.export, self.ledger)
@@ -331,6 +332,7 @@ class Record:
         self._saved = max(self.manager.steps, default=None)
         if goes_on: self._again = self.ledger.resume(self.stage, step, known, **facts)
         else: self.ledger.start(self.stage, **facts)
+        self._total = facts.get("total")
 
     def asked(self, step: int, gone: Callable[[], bool]) -> Iterator[dict]:
         """What was asked for: controls of an earlier life at their own step, written down once more, and what lies in the inbox.
@@ -353,8 +355,11 @@ class Record:
         "The step of the next control of an earlier life."
         return self._again[0]["step"] if self._again else float("inf")
 
-    def follow(self, training: Any) -> None:
-        "Intervals that were changed while it runs."
+    def follow(self, training: Any, total: int | None) -> None:
+        "Intervals, and the end, that were changed while it runs."
+        if self._total not in (..., total):
+            self._total, said = total, "no step" if total is None else f"step {total:,}"
+            self.ledger.log("message", total=total, text=f"the end is at {said} now")
         self.manager.save_interval = training.save_interval and duration(training.save_interval)
         self.manager.keep_last_n = training.keep_last_n
 

@@ -178,7 +178,7 @@ def _patience(path: Path) -> None:
 
 @verb("checkpoint ls", "[RUN | RUN/STAGE | FOLDER]", "the checkpoints of a run, or of all runs, and why each stays")
 def _checkpoint_ls(words: Words) -> None:
-    from trainbook.compare import about
+    from trainbook.beside import about
     from trainbook.load import listing, places
     from trainbook.run import runs
     from trainbook.tensorfile import CheckpointError
@@ -198,7 +198,7 @@ def _checkpoint_ls(words: Words) -> None:
 @verb("checkpoint show", "CHECKPOINT [--config] [--allow NAME …] [--part NAME]", "what it is, its tensors unread")
 def _checkpoint_show(words: Words) -> None:
     import json
-    from trainbook.compare import about
+    from trainbook.beside import about
     from trainbook.load import load_checkpoint, select
     from trainbook.stepfolder import describe, read_manifest, tensor_names
     whole, reading = words.switch("--config"), _reading(words)
@@ -271,7 +271,7 @@ def _checkpoint_import(words: Words) -> None:
 
 @verb("checkpoint compare", "A B [--allow NAME …] [--part NAME]", "two side by side: words, settings, weights")
 def _checkpoint_compare(words: Words) -> None:
-    from trainbook.compare import compare
+    from trainbook.beside import compare_two
     from trainbook.load import load_checkpoint
     reading, names = _reading(words), [words.take("a checkpoint"), words.take("a second checkpoint")]; words.done()
-    print(compare(*(load_checkpoint(name, **reading) for name in names)))
+    print(compare_two(*(load_checkpoint(name, **reading) for name in names)))

@@ -31,7 +31,7 @@ from .source import ConfigError, spell
 from .trust import check_trust, fingerprint
 
 # %% auto #0
-__all__ = ['Launched', 'launch']
+__all__ = ['Launched', 'launch', 'undo']
 
 # %% ../nbs/41_launch.ipynb #1410586e
 # Map of this module, top to bottom:
@@ -72,7 +72,7 @@ def launch(config: Config | Mapping | str | Path | Run, allow_drift: bool = Fals
         keep_code(run.folder, config)
         write_whole(run.folder/"run.json", json.dumps(run.info | {"code": own_code(config)}, indent=1))
         process = _start(run, words)
-    except BaseException: _undo(run); raise
+    except BaseException: undo(run); raise
     return _begun(run, process, new=True)
 
 
@@ -137,7 +137,7 @@ def _begun(run: Run, process: subprocess.Popen, rows: int = 0, said: int = 0, ne
     cause = _cause(text, process.returncode, run)
     if new:
         cause = _in_its_own_file(cause, run)
-        _undo(run)
+        undo(run)
     if "\n" in text: print(text, file=sys.stderr)
     raise RunError(cause)
 
@@ -170,7 +170,7 @@ def _in_its_own_file(cause: str, run: Run) -> str:
     return f"{line.rpartition('  # ')[2]}  {cause[found.end():]}"
 
 
-def _undo(run: Run) -> None:
+def undo(run: Run) -> None:
     "A run that never began has not been; what else lay in its folder stays."
     (run.folder/_LOG).unlink(missing_ok=True)
     if "code" not in run.info["found"]: shutil.rmtree(run.folder/"code", ignore_errors=True)

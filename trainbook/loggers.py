@@ -209,10 +209,10 @@ class Recorded(Session):
 
     def land(self, wait: bool = True) -> None:
         "The numbers that have arrived from the device become rows; also tells of a gradient that was not finite."
-        for event, step, values in self.numbers.land(self.plan.writes_row, self.skips, wait):
+        for event, at, values in self.numbers.land(self.plan.writes_row, self.skips, wait):
             if event == "warning" and not self.numbers.skipped and self.config.training.nonfinite != "stop":
                 self.console.line(f"{values['text']}; it is left out, and so are others like it")
-            self.row(event, step.number, epoch=self.plan.epoch_at(step.epoch, step.batch), lr=step.lr, **values)
+            self.row(event, at.number, epoch=self.plan.epoch_at(at.epoch, at.batch), samples=at.seen, lr=at.lr, **values)
 
     def judge(self, measured: str, metrics: Mapping[str, float]) -> None:
         "After what begins with `measured` was measured: is it the best, does the rate fall, is it the end?"
@@ -283,7 +283,7 @@ class Recorded(Session):
         self.follow(before)
         t = self.config.training
         self.patience.patience, self.patience.min_delta = max(t.patience, 1) - 1, t.min_delta
-        if self.record: self.record.follow(self.config.training)
+        if self.record: self.record.follow(self.config.training, self.plan.total)
 
     def end_at(self, num_epochs: float | str | None) -> None:
         "Where this call of train() ends; without a word, where the config says, or an interrupted call meant to end."

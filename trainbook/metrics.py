@@ -125,12 +125,13 @@ class NonFinite(RuntimeError):
 
 
 class Step(NamedTuple):
-    "Where a step was, and with how many samples."
+    "Where a step was, and with how many samples; `seen`: all until then."
     number: int
     epoch: int
     batch: int
     samples: int
     lr: float
+    seen: int
 
 
 class Numbers:

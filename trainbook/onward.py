@@ -5,16 +5,19 @@
 # %% ../nbs/47_onward.ipynb #79d891e6
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .cells import changed_code, hash_of, use_code
+from .cells import changed_code, hash_of, keep_code, own_code, use_code
 from .config import Config
 from .events import origin_of
+from .launch import Launched, launch, undo
 from .ledger import check_changes, tell
 from .load import load_checkpoint, select
+from .lock import write_whole
 from .registry import find
 from .run import Run, RunError, find_run, git_state, tidy, versions
 from .source import ConfigError, dotted, spell
@@ -24,12 +27,12 @@ from .tensorfile import CheckpointError
 from .words import safe
 
 # %% auto #0
-__all__ = ['resume', 'branch', 'resume_or_begin', 'trained', 'changes_since']
+__all__ = ['resume', 'branch', 'launch_branch', 'resume_or_begin', 'trained', 'changes_since']
 
 # %% ../nbs/47_onward.ipynb #38cabb8e
 # Map of this module, top to bottom:
 #   resume              a run, or a checkpoint in it
-#   branch              a new run from a checkpoint of another
+#   branch, launch_branch    a new run from a checkpoint of another; in a process of its own
 #   resume_or_begin     a config, and a checkpoint that may be of another training
 #   trained             the system of a checkpoint, to evaluate and predict with
 #   changes_since       what is other now than when a run began
@@ -131,10 +134,7 @@ def _meant(name: str | Path) -> tuple[Run, Any]:
 def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None = None, allow_drift: bool = False,
            trust_code: bool = False, quiet: bool = False) -> Run:
     "A new run that goes on from a checkpoint of another one, with changes: [\"training.lr=1e-4\"]; the old one stays as it is."
-    found = select(name)
-    if not found.ours or not (found.path.parent.parent/"run.json").exists():
-        raise RunError(f"{name}  is not in a run; train with init_from: {name}")
-    run = Run(found.path.parent.parent)
+    run, found = _point(name)
     _use_code(run, trust_code)
     for line in () if quiet else changes_since(run): print(safe(f"  {line}"))
     config = Config.from_yaml(run.folder/"config.yaml", changes)
@@ -142,14 +142,43 @@ def branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None =
     return _from_there(run, found, config, quiet, allow_drift)
 
 
+def launch_branch(name: str | Path, changes: Iterable[str] = (), new_name: str | None = None,
+                  trust_code: bool = False) -> Launched:
+    """The same in a process of its own, as launch(run) does it. Without a name it is the same training, as when resume goes on
+    from there, and other versions are refused. One that does not begin has not been."""
+    run, found = _point(name)
+    _use_code(run, trust_code)
+    if new_name is None: _check_drift(run, allow_drift=False, quiet=True)
+    config = Config.from_yaml(run.folder/"config.yaml", changes)
+    config, child = _child(run, found, config.merge({"run": {"name": new_name}}) if new_name else config)
+    try:
+        keep_code(child.folder, config)
+        write_whole(child.folder/"run.json", json.dumps(child.info | {"code": own_code(config) or _own_code(run)}, indent=1))
+        return launch(child)
+    except Exception: undo(child); raise  # who is interrupted leaves a process that begins
+
+
+def _point(name: str | Path) -> tuple[Run, Any]:
+    "A checkpoint, and the run that it lies in."
+    found = select(name)
+    if found.ours and (found.path.parent.parent/"run.json").exists(): return Run(found.path.parent.parent), found
+    raise RunError(f"{name}  is not in a run; train with init_from: {name}")
+
+
 def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: bool = False) -> Run:
     "A child run, trained from the checkpoint on: its stage, and those after it."
+    config, child = _child(run, found, config)
+    with held(child, new=True):
+        return train_stages(config, child, _from(config, child.parent), quiet=quiet, allow_drift=allow_drift)
+
+
+def _child(run: Run, found: Any, config: Config) -> tuple[Config, Run]:
+    "A new run that begins at a checkpoint of this one, and its config."
     stage = found.path.parent.name
     config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name)}})
     _check_found(run, [stage])
     step = load_checkpoint(found.path, only=[], quiet=True).facts["step"]
-    with held(Run.create(config, parent=(run, stage, step)), new=True) as child:
-        return train_stages(config, child, _from(config, child.parent), quiet=quiet, allow_drift=allow_drift)
+    return config, Run.create(config, parent=(run, stage, step))
 
 
 def _from(config: Config, parent: dict | None) -> list[str]:

@@ -152,7 +152,7 @@ class Trainer(Recorded, Task):
                 samples = window[0][0] if len(window) == 1 else sum(count for count, _ in window)
                 self.step, self.batch, self.samples = self.step + 1, self.batch + len(window), self.samples + samples
                 if self.average: self.average.update()
-                self.numbers.add(Step(self.step, self.epoch, self.batch, samples, lr), values)
+                self.numbers.add(Step(self.step, self.epoch, self.batch, samples, lr, self.samples), values)
                 for update in self.updates.values(): update.busy = False
                 if self.schedule.per == "update": self.schedule.moved()
                 self.in_step = ""

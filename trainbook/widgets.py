@@ -24,30 +24,35 @@ from .run import Run, RunError, find_run
 from .series import clock
 
 # %% auto #0
-__all__ = ['panel_html', 'LivePanel', 'follow', 'live']
+__all__ = ['COLOURS', 'INK', 'MUTED', 'PALE', 'FRAME', 'CELL', 'panel_html', 'box', 'heard_beside', 'button', 'show_widget',
+           'hides', 'LivePanel', 'follow', 'live']
 
 # %% ../nbs/45_widgets.ipynb #be5a4bad
 # Map of this module, top to bottom:
+#   box            an element; colours
 #   panel_html     what there is to see, as HTML: head, numbers, curves, the last epochs
+#   button, show_widget, hides    what a panel is made of
 #   LivePanel      that, followed; and what steers
 #   live           the panel of a run by its name
 
 # %% ../nbs/45_widgets.ipynb #cf8c90b5
-_COLOURS = {"blue": "#0072b2", "orange": "#b87a00", "green": "#009e73", "red": "#d55e00", "grey": "#6b7280"}
+COLOURS = {"blue": "#0072b2", "orange": "#b87a00", "green": "#009e73", "red": "#d55e00", "grey": "#6b7280"}
 _SIGNS = {"running": "● blue", "paused": "‖ orange", "finished": "✓ green", "stopped": "■ grey", "failed": "✕ red",
           "interrupted": "! red", "new": "○ grey", "gone": "? grey"}
-_INK = "var(--jp-ui-font-color1,var(--vscode-foreground,currentColor))"
-_MUTED, _PALE = (f"color-mix(in srgb,{_INK} {share}%,transparent)" for share in (68, 18))
-_CELL = f"padding:2px 8px;border-bottom:1px solid {_PALE};text-align:"
+INK = "var(--jp-ui-font-color1,var(--vscode-foreground,currentColor))"
+MUTED, PALE = (f"color-mix(in srgb,{INK} {share}%,transparent)" for share in (68, 18))
+FRAME = (f"max-width:880px;color:{INK};font:13px/1.45 system-ui,-apple-system,'Segoe UI',sans-serif;"
+         "font-variant-numeric:tabular-nums")
+CELL = f"padding:2px 8px;border-bottom:1px solid {PALE};text-align:"
 
 
 def panel_html(curves: Curves, name: str, status: str, drawn: str = "") -> str:
     "A run as HTML that needs no script and no style sheet, with a drawing of it in the middle."
-    font = "font:13px/1.45 system-ui,-apple-system,'Segoe UI',sans-serif;font-variant-numeric:tabular-nums"
-    return _box(_head(curves, name, status) + _numbers(curves) + drawn + _epochs(curves), f"max-width:880px;color:{_INK};{font}")
+    return box(_head(curves, name, status) + _numbers(curves) + drawn + _epochs(curves), FRAME)
 
 
-def _box(inner: str, style: str, kind: str = "div", more: str = "") -> str:
+def box(inner: str, style: str, kind: str = "div", more: str = "") -> str:
+    "An element with a style of its own; `inner` is HTML already."
     return f'<{kind} style="{style}"{more}>{inner}</{kind}>'
 
 
@@ -58,15 +63,15 @@ def _head(curves: Curves, name: str, status: str) -> str:
     if at.epoch is not None: where.append(f"epoch {at.epoch:.3g}" + (f"/{at.epochs:g}" if at.epochs else ""))
     where.append(f"step {at.step:,}" + (f"/{at.total:,}" if at.total else ""))
     left = f" · <b>{clock(at.left)}</b> left" if at.left and status == "running" else ""
-    pill = f"background:{_COLOURS[colour]};color:#fff;border-radius:9px;padding:0 9px;font-size:11px;font-weight:600"
-    words = (_box(plain(name), "font-size:15px", "b") + _box(f"{sign} {plain(status)}", pill, "span")
-             + _box(" · ".join(where), f"color:{_MUTED}", "span") + _box("", "flex:1", "span")
-             + _box(f"{clock(at.seconds)} trained{left}", f"color:{_MUTED}", "span"))
+    pill = f"background:{COLOURS[colour]};color:#fff;border-radius:9px;padding:0 9px;font-size:11px;font-weight:600"
+    words = (box(plain(name), "font-size:15px", "b") + box(f"{sign} {plain(status)}", pill, "span")
+             + box(" · ".join(where), f"color:{MUTED}", "span") + box("", "flex:1", "span")
+             + box(f"{clock(at.seconds)} trained{left}", f"color:{MUTED}", "span"))
     part = 100 * min(1.0, at.step / at.total) if at.total else 0.0
-    bar = _box("", f"width:{part:.1f}%;height:100%;background:{_COLOURS[colour]}")
+    bar = box("", f"width:{part:.1f}%;height:100%;background:{COLOURS[colour]}")
     says = f' role="progressbar" aria-label="progress" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{part:.0f}"'
-    return (_box(words, "display:flex;gap:10px;align-items:baseline;flex-wrap:wrap")
-            + _box(bar, f"height:5px;border-radius:3px;margin:4px 0 8px;overflow:hidden;background:{_PALE}", more=says))
+    return (box(words, "display:flex;gap:10px;align-items:baseline;flex-wrap:wrap")
+            + box(bar, f"height:5px;border-radius:3px;margin:4px 0 8px;overflow:hidden;background:{PALE}", more=says))
 
 
 def _numbers(curves: Curves) -> str:
@@ -79,10 +84,10 @@ def _numbers(curves: Curves) -> str:
     if at.speed: shown["speed"] = f"{at.speed:.3g} steps/s" if at.speed >= 1 else f"{1 / at.speed:.3g} s/step"
     shown |= {name: spell_number(name, newest[name]) for name in ("grad_norm", "lr") if name in newest}
     def cell(name: str, value: str) -> str:
-        colour = f";color:{_COLOURS['green']}" * name.startswith("best ")
-        return _box(_box(plain(name), f"font-size:11px;color:{_MUTED}")
-                    + _box(value, f"font-size:15px;font-weight:600;white-space:nowrap{colour}"), "")
-    return _box("".join(cell(*one) for one in shown.items()), "display:flex;gap:4px 20px;flex-wrap:wrap;margin-bottom:6px")
+        colour = f";color:{COLOURS['green']}" * name.startswith("best ")
+        return box(box(plain(name), f"font-size:11px;color:{MUTED}")
+                    + box(value, f"font-size:15px;font-weight:600;white-space:nowrap{colour}"), "")
+    return box("".join(cell(*one) for one in shown.items()), "display:flex;gap:4px 20px;flex-wrap:wrap;margin-bottom:6px")
 
 
 _NOT_MEASURED = ("event", "stage", "step", "time", "epoch", "place", "samples")
@@ -98,20 +103,43 @@ def _epochs(curves: Curves, many: int = 4) -> str:
     def cell(row: dict, name: str) -> str:
         is_best = best is not None and (name, row["step"]) == best[:2]
         shown = spell_number(name, row[name]) if is_number(row.get(name)) else ""
-        return _box(shown + " ★" * is_best, f"{_CELL}right" + f";color:{_COLOURS['green']};font-weight:600" * is_best, "td")
+        return box(shown + " ★" * is_best, f"{CELL}right" + f";color:{COLOURS['green']};font-weight:600" * is_best, "td")
     def head(name: str, side: str) -> str:
-        return _box(plain(name), f"{_CELL}{side};font-weight:500;color:{_MUTED}", "th", ' scope="col"')
+        return box(plain(name), f"{CELL}{side};font-weight:500;color:{MUTED}", "th", ' scope="col"')
     lines = ["".join([head("epoch", "left"), *(head(name, "right") for name in names)])]
-    lines += ["".join([_box(f"{row.get('epoch', 0):g}", f"{_CELL}left;font-weight:400", "th", ' scope="row"'),
+    lines += ["".join([box(f"{row.get('epoch', 0):g}", f"{CELL}left;font-weight:400", "th", ' scope="row"'),
                        *(cell(row, name) for name in names)]) for row in rows[-many:]]
     table = "".join(f"<tr>{line}</tr>" for line in lines)
-    return _box(table, "border-collapse:collapse;width:100%;font-size:12px;margin-top:6px", "table")
+    return box(table, "border-collapse:collapse;width:100%;font-size:12px;margin-top:6px", "table")
 
 # %% ../nbs/45_widgets.ipynb #a5667e36
-def _heard_beside(*controls: W.Widget) -> None:
+def heard_beside(*controls: W.Widget) -> None:
     "Clicks are answered where they come from, also while a cell runs (ipykernel 7.4 and later)."
     for one in controls:
         if hasattr(one.comm, "_reply_subshell_for"): one.comm._reply_subshell_for = lambda data, default: default
+
+
+def button(word: str, icon: str, tip: str, work: Any, style: str = "") -> W.Button:
+    "A button that does this."
+    made = W.Button(description=word, icon=icon, tooltip=tip, button_style=style, layout=W.Layout(width="auto"))
+    made.on_click(lambda _: work())
+    return made
+
+
+def show_widget(widget: W.Widget, *stills: dict[str, Any]) -> tuple:
+    "Under the cell: pictures and tables for who sees no widget, then the widget, which hides them (hides). A handle of each."
+    if not in_notebook(): return print(widget) or ()
+    display = import_module("IPython.display").display  # a notebook has it
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    bundles = [*stills, {"text/plain": "", "application/vnd.jupyter.widget-view+json": view}]
+    return tuple([display(bundle, raw=True, display_id=True) for bundle in bundles])
+
+
+def hides(name: str, many: int = 1) -> str:
+    "HTML that hides so many outputs above the one that it is in, while it is there."
+    one = ".jp-OutputArea-child"
+    above = ",".join(f"{one}:has({f'+ {one} ' * count}.{name})" for count in range(1, many + 1))
+    return f'<i class="{name}"></i><style>{above}{{display:none}}</style>'
 
 
 def _hears_while_busy() -> bool:
@@ -133,10 +161,6 @@ class LivePanel(W.VBox):
         self.paint()
 
     def _build(self) -> None:
-        def button(word: str, icon: str, tip: str, work: Any, style: str = "") -> W.Button:
-            made = W.Button(description=word, icon=icon, tooltip=tip, button_style=style, layout=W.Layout(width="auto"))
-            made.on_click(lambda _: work())
-            return made
         self.pause = button("Pause", "pause", "finish this step, save, and wait", self._turn, "warning")
         self.stop = button("Stop", "stop", "finish this step, save, and end", lambda: self.tell("stop"), "danger")
         self.save = button("Save now", "save", "a checkpoint at the next step", lambda: self.tell("save"))
@@ -229,17 +253,13 @@ class LivePanel(W.VBox):
     def show(self) -> None:
         "On the page, here, and followed from now on."
         if not in_notebook(): return print(self)
-        display = import_module("IPython.display").display  # a notebook has it
         if self._slots: self._rest()  # where it was
-        self._slots = display(self.still(), raw=True, display_id=True), display(self._widget(), raw=True, display_id=True)
-        _heard_beside(self._view, self._said, *self._controls.children)
-        self._begin()
+        self._slots = show_widget(self, self.still())
+        heard_beside(self._view, self._said, *self._controls.children)
+        self.begin()
 
-    def _widget(self) -> dict[str, Any]:
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        return {"text/plain": "", "application/vnd.jupyter.widget-view+json": view}
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        "Followed from now on, wherever it is shown."
         self._over.set()
         self._over, self._due = threading.Event(), 0.0
         self._still_at = max(self._still_at, time.monotonic() + 10)
@@ -256,13 +276,11 @@ class LivePanel(W.VBox):
             self.run, self.curves, self._factor = run, Curves(run.folder), 1.0
         self._blocks = blocks
         self.curves.poll()
-        self._begin()
+        self.begin()
 
     def _hides(self) -> str:
         "The picture above is for those who cannot see this."
-        if not self._slots: return ""
-        above = f".jp-OutputArea-child:has(+ .jp-OutputArea-child .{self._name})"
-        return f'<i class="{self._name}"></i><style>{above}{{display:none}}</style>'
+        return hides(self._name) if self._slots else ""
 
     def _follow(self, over: threading.Event) -> None:
         try:
@@ -278,7 +296,7 @@ class LivePanel(W.VBox):
 
     def _keep(self) -> None:
         "The picture for later: after ten seconds, at a pause, else every half a minute; it costs as much as a hundred drawings."
-        if time.monotonic() < self._still_at and self._shown == self._kept: return
+        if not self._slots or time.monotonic() < self._still_at and self._shown == self._kept: return
         began, self._kept = time.thread_time(), self._shown
         self._slots[0].update(self.still(), raw=True)
         self._still_at = time.monotonic() + max(30, (time.thread_time() - began) / self.share)
@@ -320,7 +338,7 @@ class LivePanel(W.VBox):
     def _ipython_display_(self) -> None: self.show()
 
 
-def _small(words: str) -> str: return _box(words, "font-size:12px", "span")
+def _small(words: str) -> str: return box(words, "font-size:12px", "span")
 
 
 def _from_here(folder: Path) -> Path:
