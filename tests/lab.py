@@ -205,7 +205,7 @@ class Page:
     def text(self, cell: int) -> str:
         "What a cell says."
         self.output(cell).scroll_into_view_if_needed()  # what is out of sight is not laid out, and has no text
-        return "\n".join(self.output(cell).locator(".jp-OutputArea-output").all_inner_texts()).strip()
+        return "\n".join(self.output(cell).locator(".jp-OutputArea-output:visible").all_inner_texts()).strip()
 
     def until(self, cell: int, text: str, seconds: float = PATIENCE) -> None:
         "Waits until a cell says this."

@@ -1,4 +1,4 @@
-"""The live panel, as a person uses it: in a real JupyterLab; in a kernel alone; by itself."""
+"""The live panel, the picker and the comparison, as a person uses them: in a real JupyterLab; in a kernel alone; by themselves."""
 import json
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from lab import Lab, notebook
 
 from trainbook.config import Config
-from trainbook.run import Run, find_run
+from trainbook.run import Run, find_run, runs
 from trainbook.widgets import LivePanel, live, panel_html
 
 SETUP = """import time, torch
@@ -222,6 +222,75 @@ def test_a_launched_run_outlives_page_and_kernel(lab):
         until(lambda: button(page, 3, "Stop").is_disabled(), page)
         assert run.status == "stopped"
         page.output(3).locator("select").select_option("val_loss")  # and one may still look around
+
+
+SHELF = """from trainbook import Config, branch, train_stages
+config = Config.from_dict({"model": {"name": "nets:Net"}, "data": {"name": "nets:points"}, "loss": "cross_entropy", "run": {"name": "base", "root": "shelf"},
+                           "logging": {"every": "1 step"}, "training": {"epochs": 4, "batch_size": 16, "lr": 1e-2, "save_interval": 1, "keep_last_n": 9}})
+base = train_stages(config, quiet=True)
+lower = branch(f"{base.folder}@8", ["lr=1e-3"], "lower", quiet=True)"""
+LONG = 'train_stages(config.merge({"run": {"name": "long"}, "training": {"epochs": 900}}), quiet=True)'
+
+
+def test_pick_go_on_branch_and_compare(lab):
+    """The picker by mouse and keyboard, what it begins, and the comparison of all of it; both stay in the saved notebook."""
+    with lab.open("pick.ipynb", "import trainbook.cells", NETS, SHELF, LONG, "from trainbook import ResumePicker\npicker = ResumePicker('shelf'); picker",
+                  "from trainbook import compare\ncompare('shelf/*')") as page:
+        for cell in range(3): page.run(cell)
+        page.begin(3)
+        [long] = until(lambda: [run for run in runs(lab.folder/"shelf") if run.name.startswith("long") and step(run) > 20], page)
+        page.stop()
+        page.wait()
+        assert long.status == "paused"
+        page.run(4)
+        listed = page.output(4).locator("select[title='checkpoints, the best first']")
+        until(lambda: "every byte as written" in page.text(4), page)
+        assert not any(one.is_visible() for one in page.output(4).locator("img").all())
+        [newest] = [line for line in listed.locator("option").all_text_contents() if line.startswith("long@") and "latest" in line]
+        listed.select_option(label=newest)
+        until(lambda: "goes on in this run" in page.text(4), page)
+        at = step(long)
+        button(page, 4, "Resume here").click()
+        until(lambda: rows(long, "resume") and step(long) > at, page)
+        drawn = lambda: page.output(4).locator("svg polyline").last.get_attribute("points")  # of its panel, below
+        before = drawn()
+        until(lambda: drawn() != before, page)
+        page.theme("dark")
+        page.picture(lab.folder/"picker-dark.png")
+        page.theme("light")
+        page.picture(lab.folder/"picker-light.png")
+        page.output(4).locator("button", has_text="Stop").click()
+        until(lambda: told(long) == ["stop"] and long.status == "stopped", page)
+        listed.focus()
+        listed.press("Home")
+        until(lambda: "★" in listed.locator("option:checked").inner_text(), page)
+        listed.select_option(label=next(line for line in listed.locator("option").all_text_contents() if line.startswith("base@8")))
+        page.output(4).get_by_placeholder("branch name").fill("typed")
+        page.output(4).get_by_placeholder("changes: lr=1e-4").fill("lr=2e-3 epochs=9")
+        until(lambda: '"lr=2e-3", "epochs=9"], "typed")' in page.text(4), page)
+        button(page, 4, "Branch as…").click()
+        [typed] = until(lambda: [run for run in runs(lab.folder/"shelf") if run.name.startswith("typed") and run.status == "finished"], page)
+        assert typed.config.training.lr == 2e-3 and f"{typed.parent['name'].split('-')[0]}@{typed.parent['step']}" == "base@8"
+        button(page, 4, "Look again").click()
+        until(lambda: "typed@" in listed.inner_text(), page)
+        button(page, 4, "Weights only").click()
+        page.until(4, "picker.model is the model of")
+        page.run(5)
+        assert page.output(5).locator("svg polyline").count() >= 4 and not any(one.is_visible() for one in page.output(5).locator("img").all())
+        table = page.output(5).locator("table").first.inner_text()
+        assert [name for name in ("base", "lower", "long", "typed") if name in table] and "★" in table and "batch_size" not in table
+        before = page.output(5).locator("svg polyline").first.get_attribute("points")
+        page.output(5).get_by_label("axis").select_option("time")
+        until(lambda: page.output(5).locator("svg polyline").first.get_attribute("points") != before, page)
+        page.output(5).get_by_label("curve").select_option("loss")
+        page.theme("dark")
+        page.output(5).scroll_into_view_if_needed()
+        page.picture(lab.folder/"compared-dark.png")
+        page.theme("light")
+        page.picture(lab.folder/"compared-light.png")
+        page.save()
+    with lab.open("pick.ipynb") as page:
+        for cell in (4, 5): shown_at_rest(page, cell)
 
 
 # --- in a kernel alone --------------------------------------------------------------------------------

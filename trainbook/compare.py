@@ -33,7 +33,7 @@ from .series import clock, number_of, shorten, spell
 from .source import ConfigError, dotted
 from .stepfolder import Checkpoint, step_of, steps
 from .tensorfile import CheckpointError
-from .widgets import CELL, COLOURS, FRAME, MUTED, box, heard_beside, hides, show_widget
+from .widgets import CELL, COLOURS, FRAME, MUTED, box, heard_beside, hides, lost, show_widget
 from .words import safe, table
 
 # %% auto #0
@@ -196,7 +196,8 @@ class Compared(W.VBox):
     def html(self) -> str:
         "Head, curves and table as HTML that needs no script and no style sheet."
         title = f"{len(self.entries)} run{'s' * (len(self.entries) != 1)}"
-        what = f"{self.curve.value if self.metric else 'nothing measured yet'}{f' of {self.stage}' * (len({*self._stages()}) > 1)}"
+        of = f" of {self.stage}" * (len({stage for entry in self.entries for stage in entry.curves.stages}) > 1)
+        what = (self.curve.value if self.metric else "nothing measured yet") + of
         head = box(title, "font-size:15px", "b") + box(f" &nbsp;{plain(what)}", f"color:{MUTED}", "span")
         lines, (keys, values) = self.lines(), self._columns()
         ink = {id(line.curves): css_ink(f"word{i % 6}") for i, line in enumerate(lines)}
@@ -210,8 +211,6 @@ class Compared(W.VBox):
         small = f"color:{MUTED};font-size:12px;margin-top:4px;overflow-wrap:anywhere"
         below = "".join(box(plain(line), small) for line in self._below())
         return box(head + box(drawn, "overflow-x:auto") + below, FRAME)
-
-    def _stages(self) -> list[str]: return [stage for entry in self.entries for stage in entry.curves.stages]
 
     def __repr__(self) -> str:
         keys, values = self._columns()
@@ -231,7 +230,8 @@ class Compared(W.VBox):
         shown = table_html([*self._head(), *keys], rows, len(self._head()))
         shown += "".join(box(plain(line), "") for line in self._below())
         png = base64.b64encode(picture_of(self.lines(), self.axis.value)).decode()
-        return [{"image/png": png, "text/plain": repr(self)}, {"text/html": box(shown, FRAME), "text/plain": ""}]
+        shown = box(shown, FRAME) + lost(self._name)
+        return [{"image/png": png, "text/plain": repr(self)}, {"text/html": shown, "text/plain": ""}]
 
     def show(self) -> None:
         "On the page."

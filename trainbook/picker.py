@@ -30,7 +30,7 @@ from .series import shorten
 from .source import ConfigError, scalar
 from .stepfolder import check_step, read_manifest
 from .tensorfile import CheckpointError
-from .widgets import COLOURS, FRAME, MUTED, PALE, LivePanel, box, button, heard_beside, hides, show_widget
+from .widgets import COLOURS, FRAME, MUTED, PALE, LivePanel, box, button, heard_beside, hides, lost, show_widget
 from .words import safe, spell_size, table
 
 # %% auto #0
@@ -316,7 +316,8 @@ class ResumePicker(W.VBox):
         png = base64.b64encode(picture_of(self.shelf.lines(self.chosen))).decode()
         rows = [[box(plain(cell), "", "span") for cell in row] for row in self.rows()[:12]]
         shown = _lines_html(self.card()) + table_html(["checkpoint", self.chosen.metric, ""], rows)
-        return [{"image/png": png, "text/plain": repr(self)}, {"text/html": box(shown, FRAME), "text/plain": ""}]
+        shown = box(shown, FRAME) + lost(self._name)
+        return [{"image/png": png, "text/plain": repr(self)}, {"text/html": shown, "text/plain": ""}]
 
     def show(self) -> None:
         "On the page."

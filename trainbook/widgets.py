@@ -25,13 +25,13 @@ from .series import clock
 
 # %% auto #0
 __all__ = ['COLOURS', 'INK', 'MUTED', 'PALE', 'FRAME', 'CELL', 'panel_html', 'box', 'heard_beside', 'button', 'show_widget',
-           'hides', 'LivePanel', 'follow', 'live']
+           'hides', 'lost', 'LivePanel', 'follow', 'live']
 
 # %% ../nbs/45_widgets.ipynb #be5a4bad
 # Map of this module, top to bottom:
 #   box            an element; colours
 #   panel_html     what there is to see, as HTML: head, numbers, curves, the last epochs
-#   button, show_widget, hides    what a panel is made of
+#   button, show_widget, hides, lost    what a panel is made of
 #   LivePanel      that, followed; and what steers
 #   live           the panel of a run by its name
 
@@ -140,6 +140,12 @@ def hides(name: str, many: int = 1) -> str:
     one = ".jp-OutputArea-child"
     above = ",".join(f"{one}:has({f'+ {one} ' * count}.{name})" for count in range(1, many + 1))
     return f'<i class="{name}"></i><style>{above}{{display:none}}</style>'
+
+
+def lost(name: str) -> str:
+    "HTML that hides the output below it as long as no widget is drawn there: it has no kernel any more."
+    below = f".jp-OutputArea-child:has(.{name}-still) + .jp-OutputArea-child:not(:has(.{name}))"
+    return f'<i class="{name}-still"></i><style>{below}{{display:none}}</style>'
 
 
 def _hears_while_busy() -> bool:
@@ -330,9 +336,7 @@ class LivePanel(W.VBox):
         drawn = base64.b64encode(picture(self.curves)).decode()
         if not table: return found | {"image/png": drawn}
         image = f'<img alt="{plain(self.run.name)}" src="data:image/png;base64,{drawn}">'
-        unless = f".jp-OutputArea-child:has(.{self._name}-still) + .jp-OutputArea-child:not(:has(.{self._name}))"
-        lost = f'<i class="{self._name}-still"></i><style>{unless}{{display:none}}</style>'  # a widget without its kernel
-        return found | {"text/html": panel_html(self.curves, self.run.name, self.status, image) + lost}
+        return found | {"text/html": panel_html(self.curves, self.run.name, self.status, image) + lost(self._name)}
 
     def __repr__(self) -> str: return as_text(self.curves)
     def _ipython_display_(self) -> None: self.show()
