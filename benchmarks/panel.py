@@ -3,8 +3,9 @@
     make bench        (or python benchmarks/panel.py [many])
 
 A small MLP trains in a kernel alone (nbclient, nobody looks), by turns with the panel and without, in runs whose log has
-already so many rows. Beside it stand what everybody has: fastprogress' graph and a figure of matplotlib's that is drawn anew,
-each asked for once an epoch and at most four times a second, as the panel is.
+already so many rows. Beside it stand what everybody has: fastprogress' graph, a figure of matplotlib's that is drawn anew, and
+livelossplot where it is installed (pip install --no-deps livelossplot). Each has 100,000 points and is asked to draw at most
+four times a second, as the panel is.
 """
 import json
 import sys
@@ -91,6 +92,12 @@ import matplotlib as _; _.use("agg")
 from fastprogress.fastprogress import NBMasterBar
 bar = NBMasterBar(range(10)); bar.on_iter_begin()
 def fastprogress(trainer): bar.update_graph([[range(len(kept)), kept]])
+try: from livelossplot import PlotLosses
+except ImportError: plot = None
+else:
+    plot = PlotLosses(outputs=["MatplotlibPlot"])
+    for value in kept: plot.update({"loss": value})
+def livelossplot(trainer): plot.send()
 """
 CLICKS = """
 from trainbook.widgets import LivePanel
@@ -121,20 +128,21 @@ print(json.dumps([first, statistics.median(took), min(took), max(took)]))
 """
 
 
-def main(many: int = 6, steps: int = 5000) -> None:
+def main(many: int = 10, steps: int = 5000) -> None:
     setup = SETUP.replace("STEPS", str(steps)) + TURNS.replace("STEPS", str(steps)).replace("MANY", str(many))
     lengths = (10**3, 10**5, 10**6)
     sources = [setup, CLICKS]
     for rows in lengths: sources.append(f"off, on = long('off', False, {rows}), long('on', True, {rows})\nturns(off, on)")
     sources += [FIRST, EVERYDAY, "turns(made('off', False), made('fastprogress', False, fastprogress))",
-                "turns(made('off', False), made('matplotlib', False, matplotlib))"]
+                "turns(made('off', False), made('matplotlib', False, matplotlib))",
+                "turns(made('off', False), made('livelossplot', False, livelossplot)) if plot else None"]
     with tempfile.TemporaryDirectory() as name:
         last = [one.splitlines()[-1] if one else "" for one in cells(Path(name), *sources)]  # behind a training's own lines
     said = [json.loads(one) if one.startswith("[") else None for one in last]
     print(f"click to log       {said[1][0]:6.1f} ms ({said[1][1]:.1f}–{said[1][2]:.1f})   promise ≤ 150 ms or one step")
-    names = [f"{rows:,} rows" for rows in lengths] + ["", "", "fastprogress", "matplotlib"]
+    names = [f"{rows:,} rows" for rows in lengths] + ["", "", "fastprogress", "matplotlib", "livelossplot"]
     for label, row in zip(names, said[2:]):
-        if not label: continue
+        if not label or row is None: continue
         off, on, share, low, high = row
         slower = f"{100 * (1 - share):5.1f} % slower ({100 * (1 - high):.1f} to {100 * (1 - low):.1f})"
         promise = "   promise ≤ 2 %" * ("rows" in label)

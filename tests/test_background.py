@@ -12,6 +12,7 @@ import torch
 from test_trainer import PARTS, hears, loader, make, net, raiser, same, weights
 
 from trainbook import Run
+from trainbook.curves import Curves
 from trainbook.events import Paused
 from trainbook.lock import RunBusy
 from trainbook.source import ConfigError
@@ -144,3 +145,49 @@ def test_a_stage_that_only_computes(tmp_path):
         two.train(background=True)
         assert two.wait()["val_loss"] > 0 and torch.is_grad_enabled()
     finally: forget(__name__)
+
+
+def test_an_interrupt_of_the_call_is_one_of_the_training(monkeypatch, capfd):
+    straight = make(net(drop=0.3), run=None, epochs=20)
+    straight.train()
+    trainer = slowly()
+    trainer.listeners.of["fit_start"].append(lambda trainer: time.sleep(0.5))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(Paused, match="train.. goes on from there"): trainer.train(background=True)
+    assert trainer.run.status == "paused" and trainer.step < 3
+    with pytest.raises(Paused): trainer.wait()
+    trainer.train(background=True)
+    trainer.wait()
+    assert same(weights(straight), weights(trainer)) and "finishing the step" in capfd.readouterr().err
+
+
+def test_a_pause_is_no_time_of_training():
+    """Neither for an end that is told by the clock, nor for who reads the log."""
+    trainer = make(run=None, epochs="1 s", scheduler="constant", callbacks=[hears(step_end=lambda trainer: time.sleep(0.02))], log_every=1)
+    trainer.train(background=True)
+    until(lambda: trainer.step > 3)
+    trainer.run.tell("pause")
+    until(lambda: [*trainer.run.story().of("control")])
+    time.sleep(1.5)
+    paused_at = trainer.step
+    trainer.run.tell("resume")
+    trainer.wait()
+    assert trainer.step > paused_at + 5 and 1 <= trainer.seconds < 1.4
+    assert 0.8 < Curves(trainer.run.folder).progress().seconds < 1.4
+
+
+class Faulty(torch.utils.data.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i): raise ValueError("a broken file")
+
+
+def test_a_look_that_fails_fails_nothing_else():
+    trainer = slowly(val=torch.utils.data.DataLoader(Faulty()), eval_every=1000)
+    trainer.train(background=True)
+    until(lambda: trainer.step > 2)
+    trainer.run.tell("evaluate")
+    until(lambda: "not evaluated: ValueError: a broken file" in (trainer.run.folder/"train.log").read_text())
+    trainer.run.tell("stop")
+    trainer.wait()
+    assert trainer.run.status == "stopped" and trainer.model.training

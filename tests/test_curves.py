@@ -302,3 +302,75 @@ def test_series_of_nothing_and_numbers_for_people():
     for low, high in ((0, 0), (math.nan, 1), (0, math.inf), (-5, 5), (1e-300, 1e300), (-1e-9, 1e-9), (5, 1)):
         for kind in ("", "log", "time", "whole"): assert len(ticks(low, high, 5, kind)) <= 12
     assert [spell(one) for one in (math.nan, 0, 1e-3, 0.12345, 12345.6, 1e9, -2e-5)] == ["nan", "0", "1e-3", "0.123", "12,346", "1e9", "-2e-5"]
+
+
+# --- time, as a person who watched would tell it ------------------------------------------------------
+
+def logged(folder, *rows) -> Curves:
+    folder.mkdir(exist_ok=True)
+    (folder/"events.jsonl").write_text("".join(json.dumps({"stage": "a", **row}) + "\n" for row in rows))
+    return Curves(folder)
+
+
+def test_rows_that_land_in_a_pause_take_no_time(tmp_path):
+    steps = lambda first, last, off=0.0: [{"event": "step", "step": i, "time": 100 + i / 10 + off, "loss": 1.0} for i in range(first, last)]
+    control = lambda command, step, time: {"event": "control", "id": command, "command": command, "step": step, "time": time}
+    rows = [{"event": "start", "step": 0, "time": 100.0, "total": 100}, *steps(1, 21), control("pause", 21, 102.1), *steps(21, 22, 0.2),
+            control("resume", 21, 500.0), *steps(22, 41, 397.9)]
+    now = logged(tmp_path/"r", *rows).progress()
+    assert now.seconds == pytest.approx(4.0, abs=0.02) and now.left == pytest.approx(6, rel=0.1)
+    again = Curves(tmp_path/"r")
+    for stage in again.stages.values(): assert stage.of(json.loads(json.dumps(stage.state())), "a").resting == stage.resting
+    resting = logged(tmp_path/"s", *rows[:23]).of("a")
+    assert resting.resting and resting.of(json.loads(json.dumps(resting.state())), "a").resting
+
+
+def test_what_is_left_of_a_branch(tmp_path):
+    rows = [{"event": "start", "step": 0, "time": 100.0, "total": 2000},
+            *({"event": "step", "step": 1000 + i, "time": 100 + i / 10, "loss": 1.0} for i in range(1, 31))]
+    for many, left in ((31, 97), (3, 99.8)):
+        now = logged(tmp_path/"r", *rows[:many]).progress()
+        assert now.left == pytest.approx(left, rel=0.02) and now.speed == pytest.approx(10, rel=0.02)
+    assert logged(tmp_path/"r", *rows[:2]).progress().left is None
+
+
+def test_an_end_that_was_moved_and_a_last_interval_that_is_short(tmp_path):
+    trainer = Trainer(torch.nn.Linear(2, 2), [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))] * 7, loss="cross_entropy", num_epochs=2, quiet=True,
+                      save_dir=str(tmp_path/"r"), log_every=3)
+    trainer.run, told = None, []
+    from trainbook.events import Callback
+    class Moves(Callback):
+        def step_end(self, trainer): trainer.step == 2 and trainer.run.tell("set", epochs=3)
+    trainer.listeners.of["step_end"].append(Moves().step_end)
+    trainer.next_look = 3
+    trainer.train()
+    curves = Curves(tmp_path/"r")
+    now = curves.progress()
+    assert (now.step, now.total, now.epoch, now.epochs) == (21, trainer.plan.total, trainer.epoch, 3.0), curves.marks
+    assert curves.along("samples", [21])[0] == 4 * 21
+
+
+def test_two_threads_that_poll_one_log(tmp_path):
+    """Every row is taken once."""
+    import sys
+    import threading
+    rows = [(ROW % ("a", i, i / 10, i / 100, 1e-3, 1 / i)).encode() for i in range(1, 2001)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for trial in range(10):
+            (folder := tmp_path/str(trial)).mkdir()
+            curves, over, failed = Curves(folder), threading.Event(), []
+            def polls(curves=curves, over=over, failed=failed):
+                try:
+                    while not over.is_set(): curves.poll()
+                except Exception as error: failed.append(error)
+            threads = [threading.Thread(target=polls) for _ in range(2)]
+            for one in threads: one.start()
+            with open(folder/"events.jsonl", "ab", buffering=0) as log:
+                for at in range(0, 2000, 50): log.write(b"".join(rows[at:at + 50]))
+            over.set()
+            for one in threads: one.join()
+            curves.poll()
+            assert not failed and sum(curves.of("a").series["loss"].count) == 2000
+    finally: sys.setswitchinterval(before)

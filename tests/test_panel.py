@@ -313,7 +313,8 @@ def test_in_a_kernel_alone(here):
         "for i in range(3): made(f'one{i}', 1, 0).train()", FAILS, "made('quiet', 1, 0, quiet=True).train(); made('off', 1, 0, panel=False).train();",
         "behind = made('behind', 2, 0.002)\nbehind.train(background=True)", "print('mine'); behind.wait()",
         "import threading; time.sleep(0.3); print([one.name for one in threading.enumerate() if 'trainbook' in one.name])",
-        "from trainbook.widgets import live\nended = live('runs/one0'); ended", "ended.metric.value = 'val_acc'; ended", "behind.train(num_epochs=90, background=True)")
+        "from trainbook.widgets import live\nended = live('runs/one0'); ended", "ended.metric.value = 'val_acc'; ended", "behind.train(num_epochs=90, background=True)",
+        "two = made('two', 1, 0)\ntwo.train(background=True); two.wait(); two.train(num_epochs=300, background=True); time.sleep(1)")
     book = nbformat.read("out.ipynb", 4)
     kinds = [[sorted(kind for kind in one.data if kind != "text/plain") for one in cell.outputs if "data" in one] for cell in book.cells]
     html = ["".join(one.data.get("text/html", "") for one in cell.outputs if "data" in one) for cell in book.cells]
@@ -330,6 +331,7 @@ def test_in_a_kernel_alone(here):
     assert said[12] == "[]"
     assert kinds[14] == [["text/html"], ["application/vnd.jupyter.widget-view+json"]] and kinds[13] != kinds[14]
     assert "<img" in html[14] and "<table" in html[14]
+    assert kinds[16][-1] == ["application/vnd.jupyter.widget-view+json"] and kinds[16].count(["text/html"]) == 2  # what came to rest stays, and one that lives
     until(lambda: Run("runs/behind").status == "interrupted")  # the kernel has gone, and no panel kept it
     done = subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", "out.ipynb"], capture_output=True, text=True)
     page = Path("out.html").read_text()
@@ -409,3 +411,69 @@ def test_a_half_written_log_and_one_of_nobody(run):
 def test_in_a_terminal_it_is_a_text(run, capsys):
     live(run)._ipython_display_()
     assert capsys.readouterr().out.startswith("demo  running")
+
+
+def test_a_log_and_a_config_that_are_damaged_behind_a_change(run):
+    with open(run.folder/"events.jsonl", "a") as log:
+        for lr in ("0.5e-3", '"e"'): log.write(f'{{"event": "control", "id": "i{lr}", "stage": "train", "step": 50, "command": "set", "values": {{"training.lr": {lr}}}}}\n'.replace("i\"e\"", "i2"))
+    assert live(run).lr.value == 1
+    rows = (run.folder/"events.jsonl").read_text().splitlines(True)
+    (run.folder/"events.jsonl").write_text("".join(rows[:-1]))
+    assert live(run).lr.value == pytest.approx(0.5e-3 / run.config.training.lr)
+    (run.folder/"config.yaml").write_text("training: [")
+    panel = live(run)
+    assert panel.lr.value == 1 and "step 50" in repr(panel)
+    shutil.rmtree(run.folder)
+    panel.curves.poll(); panel.paint()
+    assert panel.status == "gone"
+
+
+def test_a_run_whose_losses_have_other_names(run):
+    """The first that is chosen is one of them, not the learning rate, and so is the picture that stays."""
+    made = [{"event": "start", "stage": "train", "step": 0}]
+    made += [{"event": "step", "stage": "train", "step": i, "time": i / 10, "lr": 1e-3, "grad_norm": 1.0, "loss_g": 1 / i, "loss_d": i} for i in range(1, 51)]
+    (run.folder/"events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[:1]))
+    panel = live(run)
+    assert panel.metric.options == ("loss",)
+    (run.folder/"events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    panel.curves.poll(); panel.paint()
+    assert panel.metric.value == "loss_g" and panel.metric.options == ("loss_g", "loss_d", "grad_norm", "lr")
+    first = panel.still()["text/html"]
+    panel.metric.value = "loss_d"
+    assert panel.still()["text/html"] != first and "loss_d" in panel._view.value
+    with open(run.folder/"events.jsonl", "a") as log: log.write(json.dumps(made[-1] | {"step": 51, "new": 1.0}) + "\n")
+    panel.curves.poll(); panel.paint()
+    assert panel.metric.value == "loss_d" and "new" in panel.metric.options
+
+
+def test_from_another_folder_and_on_again_elsewhere(run, tmp_path, monkeypatch):
+    panel = live(Path("runs/demo"))
+    (tmp_path/"elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path/"elsewhere")
+    panel.begin()
+    assert panel.status == "interrupted" and "resume(" in panel._said.value
+    with run.write() as ledger:
+        ledger.resume("train", 50, ledger.position, by_hand=["model Net", "data"])
+        ledger.log("step", 51, loss=0.1); ledger.flush()
+        until(lambda: "running" in panel._view.value and "step 51" in panel._view.value and not panel.stop.disabled)
+    until(lambda: panel.status == "interrupted" and panel.stop.disabled)
+    assert "model Net, data are objects" in panel._said.value and "resume(" not in panel._said.value
+    panel._over.set()
+
+
+def test_clicks_and_the_thread_that_follows_draw_one_at_a_time(run):
+    """Whatever is read meanwhile; no error, and nothing twice."""
+    before, panel = sys.getswitchinterval(), live(run)
+    panel.share = 1.0
+    panel.begin()
+    sys.setswitchinterval(1e-5)
+    try:
+        with open(run.folder/"events.jsonl", "a", buffering=1) as log:
+            for i in range(51, 500):
+                log.write(json.dumps({"event": "step", "stage": "train", "step": i, "time": i / 10, "loss": 1 / i, "lr": 1e-3, f"more{i // 50}": 1.0}) + "\n")
+                if i % 10 == 0: panel.log_y.value = not panel.log_y.value; panel.curves.poll(); repr(panel); panel._due = 0.0
+    finally: sys.setswitchinterval(before)
+    panel._due = 0.0
+    until(lambda: "step 499" in panel._view.value)
+    assert "no longer followed" not in panel._said.value and sum(panel.curves.of().series["loss"].count) == 499
+    panel._over.set()

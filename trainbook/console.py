@@ -19,7 +19,8 @@ from .schedule import Schedule, curve
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['in_notebook', 'this_cell', 'Bar', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History', 'plot']
+__all__ = ['in_notebook', 'this_cell', 'Bar', 'from_here', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History',
+           'plot']
 
 # %% ../nbs/18_console.ipynb #b806aa5b
 # Map of this module, top to bottom:
@@ -117,6 +118,11 @@ class Bar:
         finally:
             self.clear()
             self.counting = (*kept[:3], kept[3] + time.perf_counter() - began)
+
+
+def from_here(folder: Path) -> Path:
+    "As a person would write it from here."
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _clock(seconds: float) -> str:

@@ -10,12 +10,14 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .console import Bar
 from .ledger import row_of
 from .lock import write_whole
 from .series import KINDS, Stage, clock, number_of, plain_rows, shorten, spell
@@ -63,7 +65,7 @@ class Curves:
     def __init__(self, folder: str | Path, cache: bool = True):
         self.folder, self.cache = Path(folder), cache
         self._log, self._kept = self.folder/"events.jsonl", self.folder/".curves.json"
-        self.gone, self._seen, self._deciding = True, None, {}
+        self.gone, self._seen, self._deciding, self.lock = True, None, {}, threading.RLock()
         self._forget()
         if cache: self._recall()
         self.poll()
@@ -77,7 +79,10 @@ class Curves:
     # --- reading ----------------------------------------------------------------------------------
 
     def poll(self) -> bool:
-        "Reads what came since; is anything new?"
+        "Reads what came since; is anything new? Who polls in one thread and reads in another holds `lock` for both."
+        with self.lock: return self._poll()
+
+    def _poll(self) -> bool:
         try:
             found = os.stat(self._log)
             if (seen := (found.st_ino, found.st_size, found.st_mtime_ns)) == self._seen: return False
@@ -109,10 +114,14 @@ class Curves:
         for stage in list(self.stages.values()):
             new = [one for one in stage.resumes if one[0] >= first]
             if new and not self._cut(log, stage, new): self._forget(); return self._read(log, size)
-        for at, block in _blocks(log, first, size):
-            self._take(at, block)
-            self._offset = at + len(block)
-            for stage in self.stages.values(): stage.settle()
+        bar = Bar("reading the log, MB", size >> 20, first >> 20, patience=2.0)
+        try:
+            for at, block in _blocks(log, first, size):
+                self._take(at, block)
+                self._offset = at + len(block)
+                for stage in self.stages.values(): stage.settle()
+                bar.at(self._offset >> 20)
+        finally: bar.close()
 
     def _stage(self, name: Any) -> Stage: return self.stages.setdefault(name or "", Stage(name or ""))
 
@@ -189,6 +198,7 @@ class Curves:
         "The first row of a life: what it tells holds, what came after its point goes."
         own = ("event", "stage", "step")
         stage.facts |= {key: value for key, value in row.items() if isinstance(value, (int, float, str)) and key not in own}
+        stage.facts["by_hand"] = ", ".join(row.get("by_hand", ()))  # what no config can make again
         if row["event"] == "resume" and (point := number_of(row["from"])) is not None:
             self.marks = [mark for mark in self.marks if mark.stage != stage.name or mark.step <= point]
             stage.step = int(point)
@@ -284,13 +294,20 @@ class Curves:
             if total and at: epochs = epoch / at * total
             if epochs and abs(epochs - round(epochs)) < 0.02 * epochs: epochs = float(round(epochs))
             epoch = max([epoch, *(row.get("epoch", 0) for row in one.epochs[-1:])])  # a last short interval has no row of its own
-        left = None
-        if total and one.step and (before := self.along("time", [0.75 * one.step], stage)) is not None:
-            left = float(max(0.0, total - one.step) * (one.now - before[0]) / (0.25 * one.step))  # evaluations are in it
+        pace = self._pace(one)
+        left = max(0.0, total - one.step) * pace if total and pace else None
         slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(one.recent, one.recent[1:]) if b[0] > a[0]]
-        speed = float(np.median(slopes)) if slopes else one.step / one.now if one.now else None  # one pause is not heard
+        speed = float(np.median(slopes)) if slopes else 1 / pace if pace else None  # one pause is not heard
         return Progress(one.step, int(total) if total else None, epoch, epochs, one.now,
                         left, speed)
+
+    def _pace(self, one: Stage) -> float | None:
+        "Seconds a step, evaluations and all, over the last quarter; of a branch, over what it has trained itself."
+        times = one.clock.get("time")
+        if times is None or not len(times): return None
+        since = max(0.75 * one.step, float(times.last[0]))
+        before = float(np.interp(since, times.last, times.newest))
+        return (one.now - before) / (one.step - since) if one.step > since and one.now > before else None
 
     @property
     def status(self) -> str:

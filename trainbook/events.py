@@ -233,16 +233,27 @@ class Session:
     def begin(self, work: Callable[[], Any]) -> None:
         "Does it in the background; returns when its session is open."
         self.check_thread()
-        self._work = Background(work, lambda: self.wishes is not None and not self._opening, daemon=interactive())
+        self._work, early = Background(work, daemon=interactive()), Wishes()
+        with listening(early): self._work.opened(lambda: self.wishes is not None and not self._opening)
+        if not early.asked: return
+        if wishes := self.wishes: wishes.asked = early.asked  # an interrupt of the call is one of the training
+        self.wait()
 
     def wait(self) -> Any:
         "What was begun in the background, when it is over. An interrupt of the waiting is one of the training."
         if self._work is None: raise RuntimeError("wait()  nothing was begun in the background; train(background=True)")
         with listening(self.wishes or Wishes()): return self._work.wait()
 
+    def linger(self) -> bool:
+        "A moment of a pause, in which the clock of the session stands still. False once a signal has come."
+        began = time.monotonic()
+        time.sleep(0.05)
+        self._opened += time.monotonic() - began
+        return not self.wishes.asked
+
     @property
     def seconds(self) -> float:
-        "How long its sessions have lasted."
+        "How long its sessions have lasted, without pauses."
         return self.spent + (time.monotonic() - self._opened if self.wishes is not None else 0.0)
 
     @contextmanager
@@ -334,9 +345,9 @@ class Record:
         else: self.ledger.start(self.stage, **facts)
         self._total = facts.get("total")
 
-    def asked(self, step: int, gone: Callable[[], bool]) -> Iterator[dict]:
+    def asked(self, step: int, linger: Callable[[], bool]) -> Iterator[dict]:
         """What was asked for: controls of an earlier life at their own step, written down once more, and what lies in the inbox.
-        After a pause it waits here, everything in memory, until somebody says resume or stop, or who waits is gone."""
+        After a pause it waits here, everything in memory, until somebody says resume or stop, or who lingers has to go."""
         self.ledger.step = step
         while self.next_again <= step:
             control = self._again.pop(0)
@@ -347,8 +358,7 @@ class Record:
             for control in self.ledger.commands():
                 if control["command"] in ("pause", "resume", "stop"): paused = control["command"] == "pause"
                 if control["command"] != "resume": yield control
-            if not paused or gone(): return
-            time.sleep(0.05)
+            if not paused or not linger(): return
 
     @property
     def next_again(self) -> float:

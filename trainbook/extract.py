@@ -381,7 +381,7 @@ class Computing(Recorded):
     def obey(self) -> None:
         "What was asked for; what only computes then gives up, or waits, with all that was written on the disk."
         if not self.computes_only: return super().obey()
-        for control in self.record.asked(0, lambda: bool(self.wishes.asked)) if self.record else ():
+        for control in self.record.asked(0, self.linger) if self.record else ():
             command = control["command"]
             if command in ("set", "evaluate"): self.console.line(f"{command} is for a stage that trains, not for {self.stage}")
             elif self.written: self.written.keep()

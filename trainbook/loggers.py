@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .console import Console, History, names_in, spell_row
+from .console import Console, History, from_here, names_in, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import rng_state
 from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
@@ -105,12 +105,12 @@ class Recorded(Session):
         self.run, self.console.file, self.loaded = run, run.folder/"train.log", False
         how = "" if facts.get("device", "cpu") == "cpu" and facts.get("precision", "fp32") == "fp32" else \
             f" on {facts['device']} in {facts['precision']}"
-        self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {_from_here(run.folder)}{how}")
+        self.console.line(f"{'goes on at ' + self.where if self.step else 'trains'} in {from_here(run.folder)}{how}")
         if self.shaken: self.console.line(f"note: after {self.shaken} it goes on from whole weights, but no longer bit for bit")
 
     def obey(self) -> None:
         "Does what was asked for, from outside and by a signal."
-        for control in self.record.asked(self.step, lambda: bool(self.wishes.asked)) if self.record else ():
+        for control in self.record.asked(self.step, self.linger) if self.record else ():
             command = control["command"]
             if command == "set": self.change(control["values"])
             elif command == "stop": self.stop()
@@ -180,7 +180,8 @@ class Recorded(Session):
         """An evaluation that was asked for from outside. It would not be asked for again after a resume, so people are told, and
         nothing that decides: no best, no schedule, no end."""
         try: measured = self.measured()
-        except ConfigError as error: return self.console.line(f"not evaluated: {error}")
+        except Exception as error:  # whatever it is, training has not met it yet
+            return self.console.line(f"not evaluated: {type(error).__name__}: {error}")
         if measured is None: return
         self.console.line(text := f"{self.where}  asked for: {spell_row(measured)}")
         self.row("message", text=text)
@@ -353,7 +354,7 @@ class Recorded(Session):
 
     def _saving(self, final: bool) -> str:
         "Where a person finds this checkpoint: the plain files that are exported of it, else its own folder."
-        folder = _from_here(self.record.run.folder/self.stage)
+        folder = from_here(self.record.run.folder/self.stage)
         is_there = {"latest": True, "best": self.best.get("step") == self.step, "final": final}
         files = [str(folder/name) for which, name in self.record.manager.export.items() if is_there[which]]
         return f"Saving checkpoint to: {', '.join(files) or step_path(folder, self.step)}"
@@ -413,8 +414,3 @@ class Recorded(Session):
 
     @property
     def where(self) -> str: return f"step {self.step:,} (epoch {self.epoch_now:g})"
-
-
-def _from_here(folder: Path) -> Path:
-    "As a person would write it from here."
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

@@ -195,10 +195,10 @@ class Stage:
     def rests(self, row: dict) -> None:
         at = number_of(row.get("time"))
         if at is not None and not self.resting: self._before = float(self.seconds(np.array([at]))[0])
-        self.now, self._since = self._before, None
+        self.now, self._since = self._before, math.inf  # rows of before that come now take no time
 
     @property
-    def resting(self) -> bool: return self._since is None
+    def resting(self) -> bool: return self._since in (None, math.inf)
 
     def alive(self, steps: np.ndarray, places: np.ndarray) -> np.ndarray:
         "Which rows no later resume has superseded."

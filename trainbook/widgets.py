@@ -17,7 +17,7 @@ from typing import Any
 
 import ipywidgets as W
 
-from .console import in_notebook, spell_number, this_cell
+from .console import from_here, in_notebook, spell_number, this_cell
 from .curves import Curves, as_text
 from .drawing import chart, picture, plain
 from .run import Run, RunError, find_run
@@ -157,11 +157,12 @@ class LivePanel(W.VBox):
     "A run as it trains. Reads its folder, writes into its inbox. `blocks`: does a training of this kernel hold its cell?"
 
     def __init__(self, run: Run, share: float = 0.01, blocks: bool | None = None):
-        self.run, self.curves, self.share, self._blocks = run, Curves(run.folder), share, blocks
+        self.run = run if run.folder.is_absolute() else Run(run.folder.absolute())  # the current folder may change
+        self.curves, self.share, self._blocks = Curves(self.run.folder), share, blocks
         self._view, self._said = W.HTML(), W.HTML()
         self._over, self._painting, self._slots = threading.Event(), threading.RLock(), ()
-        self._name, self._filling, self._waiting = f"tb-{id(self):x}", False, False
-        self._factor, self._due, self._still_at, self._kept = 1.0, 0.0, 0.0, ""
+        self._name, self._waiting, self._rested = f"tb-{id(self):x}", False, False
+        self._factor, self._rates, self._due, self._still_at, self._kept = 1.0, {}, 0.0, 0.0, ""
         self._build()
         super().__init__([self._view, self._controls, self._said], layout=W.Layout(max_width="880px"))
         self.paint()
@@ -176,11 +177,11 @@ class LivePanel(W.VBox):
                                    tooltip="the learning rate, as a multiple of the config's", continuous_update=False,
                                    layout=W.Layout(width="190px"))
         self.lr.style.description_width = "30px"
-        self.lr.observe(lambda change: self._filling or self._times(change["new"]), "value")
+        self.lr.observe(lambda change: change["new"] == self._factor or self._times(change["new"]), "value")
         self.metric = W.Dropdown(options=["loss"], description="curve", layout=W.Layout(width="165px"))
         self.metric.style.description_width = "40px"
         self.log_y = W.ToggleButton(description="log y", tooltip="a logarithmic axis", layout=W.Layout(width="auto"))
-        for one in (self.metric, self.log_y): one.observe(lambda _: self._filling or self.paint(), "value")
+        for one in (self.metric, self.log_y): one.observe(lambda _: self.paint(), "value")
         self._steering = (self.pause, self.stop, self.save, self.evaluate, self.lr)
         self._controls = W.HBox([*self._steering, self.metric, self.log_y],
                                 layout=W.Layout(flex_flow="row wrap", align_items="center"))
@@ -188,8 +189,11 @@ class LivePanel(W.VBox):
     def _times(self, factor: float) -> None: self.tell("set", lr=float(f"{self._rate() * factor:.4g}"))
 
     def _rate(self) -> float:
-        config = self.run.config
-        return (config.stage(self.curves.stage) if config.has_stages else config).training.lr
+        "The rate of the config, of which the slider gives a multiple."
+        if (stage := self.curves.stage) not in self._rates:
+            config = self.run.config
+            self._rates[stage] = (config.stage(stage) if config.has_stages else config).training.lr
+        return self._rates[stage]
 
     def tell(self, command: str, **values: Any) -> None:
         "A command for who trains this run; what came of it is looked for at once."
@@ -227,40 +231,48 @@ class LivePanel(W.VBox):
             drawn = chart(self.curves, metric=self.metric.value, log=self.log_y.value)
             self._view.value = panel_html(self.curves, self.run.name, status, drawn) + self._hides()
             self._said.value = self._last_word(status, trains)
-            self._shown, self._follows = status, trains or status == "new"
+            self._shown, self._idle = status, not trains and status != "new"
+            self._follows = trains or status == "new" or self._blocks is None and status != "gone"  # it may go on elsewhere
 
     def _fill(self) -> None:
         "What there is to choose from, losses first; and the rate that the log was last told, by whomever."
-        names = sorted(self.curves.of().series, key=lambda name: (not name.endswith("loss"), name.startswith("val_"))) or ["loss"]
+        rank = lambda name: (name in ("lr", "seconds"), name.startswith("grad_norm"), "loss" not in name, name.startswith("val_"))
+        names, before = sorted(self.curves.of().series, key=rank) or ["loss"], [*self.metric.options]
+        if names != before:
+            chosen = self.metric.value if self.metric.value != before[0] else ""  # who chose the first has not chosen
+            self.metric.options = names
+            self.metric.value = chosen if chosen in names else names[0]
         told = [found[1] for mark in self.curves.marks_of("set") if (found := re.search(r"\blr=([\d.e+-]+)", mark.text))]
-        self._filling, chosen = True, self.metric.value
-        try:
-            if names != [*self.metric.options]:
-                self.metric.options = names
-                self.metric.value = chosen if chosen in names else names[0]
-            if told and (factor := float(told[-1]) / self._rate()) != self._factor: self.lr.value = self._factor = factor
-        finally: self._filling = False
+        try: factor = float(told[-1]) / self._rate() if told else 1.0
+        except (OSError, ValueError, RunError, ZeroDivisionError): return  # the run is gone, or its config or log is damaged
+        if factor != self._factor: self.lr.value = self._factor = factor
 
     def _last_word(self, status: str, trains: bool) -> str:
         "The newest thing that was said or done, and what one may do."
         told = [mark for mark in self.curves.marks if mark.kind not in ("checkpoint", "resumed") and mark.text != status]
         did = status if told and told[-1].kind == "end" else told[-1].kind if told else ""
         words = [plain(f"step {told[-1].step:,}: {did}  {told[-1].text}")] if told else []
-        folder = plain(_from_here(self.run.folder))
+        folder = plain(from_here(self.run.folder))
         if self._blocks is None and not trains and status in ("interrupted", "stopped", "failed", "paused"):
-            words.append(f'to go on: <code>resume("{folder}")</code>')
+            words.append(f"to go on: {self._way_on(folder)}")
         if self._blocks is not None and not trains: words.append(f'its other curves: <code>live("{folder}")</code>')
         if trains and self._blocks and not _hears_while_busy():
             words.append("the buttons are heard when this cell has ended; at once with <code>train(background=True)</code>")
         return _small(" · ".join(words))
+
+    def _way_on(self, folder: str) -> str:
+        if not (objects := self.curves.of().facts.get("by_hand")): return f'<code>resume("{folder}")</code>'
+        return f"run its cell again; its {plain(objects)} are objects, which only that cell makes"
 
     # --- on the page ------------------------------------------------------------------------------
 
     def show(self) -> None:
         "On the page, here, and followed from now on."
         if not in_notebook(): return print(self)
-        if self._slots: self._rest()  # where it was
-        self._slots = show_widget(self, self.still())
+        with self._painting:
+            self.curves.poll()
+            if self._slots and not self._rested: self._rest()  # where it was
+            self._slots, self._rested = show_widget(self, self.still()), False
         heard_beside(self._view, self._said, *self._controls.children)
         self.begin()
 
@@ -279,10 +291,11 @@ class LivePanel(W.VBox):
         "The same panel for what trains next in its cell; of another run a line stays."
         if run.folder != self.run.folder:
             print(as_text(self.curves).splitlines()[0])
-            self.run, self.curves, self._factor = run, Curves(run.folder), 1.0
+            self.run, self.curves, self._factor, self._rates = run, Curves(run.folder), 1.0, {}
         self._blocks = blocks
-        self.curves.poll()
-        self.begin()
+        with self._painting: self.curves.poll()
+        if self._rested: self.show()  # what it showed before is at rest, and stays
+        else: self.begin()
 
     def _hides(self) -> str:
         "The picture above is for those who cannot see this."
@@ -293,8 +306,9 @@ class LivePanel(W.VBox):
             while not over.wait(0.25):
                 if time.monotonic() < self._due: continue
                 began = time.thread_time()
-                if self.curves.poll() or self.status != self._shown: self.paint()
-                self._due = time.monotonic() + (time.thread_time() - began) / self.share
+                with self._painting:
+                    if self.curves.poll() or self.status != self._shown: self.paint()
+                self._due = time.monotonic() + (time.thread_time() - began) / self.share + 2 * self._idle
                 self._keep()
                 if not self._follows: return self.end()
         except Exception as error:  # no training fails for a picture of it
@@ -312,8 +326,8 @@ class LivePanel(W.VBox):
         with self._painting:
             if self._over.is_set(): return
             self._over.set()
-        self.curves.poll()
-        self.paint()
+            self.curves.poll()
+            self.paint()
         if not self._blocks: return self._settle()
         if not self._waiting: _when_the_cell_ends(self._settle)
         self._waiting = True
@@ -326,32 +340,30 @@ class LivePanel(W.VBox):
 
     def _rest(self) -> None:
         "What stays on the page: all that is seen now, and a picture for who may not see drawings."
+        self._rested = True
         self._slots[0].update(self.still(table=False), raw=True)
         self._slots[1].update({"text/html": self._view.value + self._said.value, "text/plain": ""}, raw=True)
 
     def still(self, table: bool = True) -> dict[str, Any]:
         "The run as a text and as a picture, with its numbers or without, for viewers that know no widgets."
-        found: dict[str, Any] = {"text/plain": as_text(self.curves)}
+        found: dict[str, Any] = {"text/plain": repr(self)}
         if not any(len(one) > 1 for one in self.curves.of().series.values()): return found
-        drawn = base64.b64encode(picture(self.curves)).decode()
+        with self._painting: drawn = base64.b64encode(picture(self.curves, self.metric.value, log=self.log_y.value)).decode()
         if not table: return found | {"image/png": drawn}
         image = f'<img alt="{plain(self.run.name)}" src="data:image/png;base64,{drawn}">'
         return found | {"text/html": panel_html(self.curves, self.run.name, self.status, image) + lost(self._name)}
 
-    def __repr__(self) -> str: return as_text(self.curves)
+    def __repr__(self) -> str:
+        with self._painting: return as_text(self.curves)
+
     def _ipython_display_(self) -> None: self.show()
 
 
 def _small(words: str) -> str: return box(words, "font-size:12px", "span")
 
 
-def _from_here(folder: Path) -> Path:
-    "As short as it can be written."
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
 def _when_the_cell_ends(work: Any) -> None:
-    "Once, after this cell, or now where no cell runs."
+    "Once, after this cell."
     events = sys.modules["IPython"].get_ipython().events
     def once(*_: Any) -> None:
         events.unregister("post_run_cell", once)

@@ -169,15 +169,19 @@ def listening(wishes: Wishes) -> Iterator[None]:
 
 # %% ../nbs/12_workers.ipynb #4d18f644
 class Background:
-    "A call in a thread of its own, begun when `ready()`. A process that ends waits for it, unless it is a daemon."
+    "A call in a thread of its own. A process that ends waits for it, unless it is a daemon."
 
-    def __init__(self, work: Callable[[], Any], ready: Callable[[], bool], daemon: bool = False):
-        self.given, self.error, self._begun, grad = None, None, False, torch.is_grad_enabled()
+    def __init__(self, work: Callable[[], Any], daemon: bool = False):
+        self.given, self.error, self._open, grad = None, None, False, torch.is_grad_enabled()
         run = contextvars.copy_context().run
         self.thread = threading.Thread(target=run, args=(self._run, work, grad), name="trainbook", daemon=daemon)
         self.thread.start()
-        while self.thread.is_alive() and not ready(): self.thread.join(0.005)
-        self._begun = True
+
+    def opened(self, ready: Callable[[], bool]) -> None:
+        "Waits until it is `ready()`. An error until then is one of the call; a later one is told, and wait() raises it."
+        try:
+            while self.thread.is_alive() and not ready(): self.thread.join(0.005)
+        finally: self._open = True
         if self.error is not None: raise self.error
 
     def _run(self, work: Callable[[], Any], grad: bool) -> None:
@@ -185,7 +189,7 @@ class Background:
             with torch.set_grad_enabled(grad): self.given = work()
         except BaseException as error:
             self.error = error
-            if self._begun and isinstance(error, Exception):
+            if self._open and isinstance(error, Exception):
                 print(f"in the background: {type(error).__name__}: {error}; wait() raises it", file=sys.stderr)
 
     def wait(self) -> Any:
