@@ -130,9 +130,11 @@ def test_a_run_that_nobody_kills(unhurt): assert min(unhurt) > 20
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before", "halfway"])
-def test_a_kill_at_every_write(unhurt, tmp_path_factory, monkeypatch, torn):
+def test_a_kill_at_every_write(unhurt, tmp_path_factory, monkeypatch, torn, request):
+    """Every other one before it, and those between halfway; in a soak each in both ways."""
     before, after = unhurt
-    for n in range(1, before + after + 1):
+    first, by = (1, 1) if request.config.getoption("--soak") else (1 + torn, 2)
+    for n in range(first, before + after + 1, by):
         monkeypatch.chdir(tmp_path_factory.mktemp("life"))
         if n > before: life()
         code, _ = life(n if n <= before else n - before, torn)
