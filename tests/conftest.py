@@ -1,4 +1,5 @@
 """What all tests share: the tools folder on the path, a folder of their own, and the line that runs a failed test alone."""
+import gc
 import os
 import shlex
 import sys
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(config, items):
         soak = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forks_are_cheap():
+    "What all tests so far have left is no garbage to look for, neither here nor in a child: its copy is not touched."
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
