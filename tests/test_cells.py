@@ -4,12 +4,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from lab import notebook
 
 from trainbook import cells, registry
 from trainbook.cells import keep_code, module, use_code
+from trainbook.config import Config
 from trainbook.registry import KINDS, find, register
 from trainbook.source import ConfigError
 from trainbook.trust import NotTrusted
@@ -168,6 +170,21 @@ def test_what_is_installed_is_not_ones_own_also_where_the_venv_is_a_link(here):
     code = "import nbformat; from trainbook.cells import own_code; from trainbook.config import Config; print(own_code(Config.from_dict({'model': {'name': 'nbformat:read'}})))"
     done = subprocess.run([here/"linked/bin"/Path(sys.executable).name, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     assert done.stdout.strip() == "{}", done
+
+
+def test_what_is_written_for_an_installed_package_is_not_ones_own(here, monkeypatch):
+    """A module that torch.compile has made lies in a folder of its own, which may be less deep than its name."""
+    import torch  # noqa: F401
+    Path("deep").mkdir()
+    Path("mine.py").write_text("def net(): ...")
+    monkeypatch.syspath_prepend(str(here))
+    for name, file in (("torch._inductor.runtime.compile_tasks.cabc", "/tmp/ab/cabc.py"), ("torch.cdef", str(here/"deep/cdef.py")), ("a.b.c.d.e.f", "/f.py")):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules[name].__file__ = file
+    find("model", "mine:net")
+    found = cells.own_code(Config.from_dict({"model": {"name": "mine:net"}}))
+    del sys.modules["mine"]
+    assert found["folders"].keys() == {str(here)} and found["folders"][str(here)].keys() == {"mine.py"}
 
 
 # --- in a notebook --------------------------------------------------------------------------------

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainbook.beside import about, compare_two
-from trainbook.stepfolder import Checkpoint
+from trainbook.beside import about, compare_two, held_state
+from trainbook.stepfolder import Checkpoint, read_manifest
 
 ESCAPE = "\x1b[31m\nHACK"
 
@@ -57,3 +57,21 @@ def test_what_the_metadata_repeat_is_said_once():
 
 @pytest.mark.parametrize("facts", [{"timestamp": 5, "code": {"git": 5}, "metadata": [1]}, {"code": {"versions": 1, "module": 7}}, {"metadata": {"stage": {}, "run": 1}}, {"code": {"git": {"commit": 5}}, "model_config": np.ones(2)[:1]}, {}])
 def test_about_takes_whatever_stands_there(facts): assert all(isinstance(text, str) for text in about(facts).values())
+
+
+def test_after_an_error_within_a_step_it_is_not_exact(here):
+    from trainbook import Callback, Trainer
+    from trainbook.events import CallbackError
+    data = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))] * 4
+    class Slip(Callback):
+        slips = True
+        def state_dict(self): return {"slips": self.slips}
+        def load_state_dict(self, state): ...
+        def step_end(self, trainer):
+            if trainer.step == 2 and self.slips: raise ValueError("a slip")
+    trainer = Trainer(torch.nn.Linear(2, 2), data, loss="cross_entropy", num_epochs=2, quiet=True, save_dir="r", save_interval=1, callbacks=[slip := Slip()])
+    with pytest.raises(CallbackError, match="a slip"): trainer.train()
+    slip.slips = False
+    trainer.train()
+    exact, words = held_state(read_manifest(sorted((here/"r/train").glob("step-*"))[-1]).state)
+    assert not exact and "bit for bit" in words and "CallbackError in step 2" in words and "; not " not in words

@@ -1,18 +1,21 @@
 """The picker and the comparison: what they say of runs of any state, what a click does, what 500 runs cost."""
+import importlib
 import json
 import os
 import re
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from trainbook import Config, branch, compare, load_checkpoint, train_stages
+from trainbook import Config, branch, compare, launch, launch_branch, load_checkpoint, train_stages
 from trainbook.compare import Shelf, choices_of, picture_of, short_names
-from trainbook.picker import ResumePicker, card
+from trainbook.picker import ResumePicker, card, words_of
 from trainbook.run import Run, RunError, runs
+from trainbook.source import ConfigError
 from trainbook.stepfolder import steps
 
 NASTY = "<script>alert(1)</script>"
@@ -63,6 +66,16 @@ def until(holds, seconds=60):
 def said(picker) -> str: return re.sub("<[^>]*>", "", picker._said.value)
 
 
+def cut(three):
+    "base as it is when it was killed behind step 20; and its last checkpoint, for later."
+    run = three["base"]
+    rows, last = run.folder/"events.jsonl", run.folder/"train/step-00000024"
+    rows.write_bytes(b"".join(line for line in rows.read_bytes().splitlines(True) if b'"event": "end"' not in line))
+    last.rename("later")
+    (run.folder/"train/final").unlink(missing_ok=True)
+    return run, lambda: Path("later").rename(last)
+
+
 def by_name(shelf, name): return next(one for one in shelf.choices if f"{shelf.name_of(one.run)}@{one.step}" == name)
 
 
@@ -108,7 +121,7 @@ def test_a_damaged_checkpoint_is_shown_as_such_and_nothing_can_be_done_with_it(t
 def test_clicks_do_it_and_the_code_does_the_same(three, monkeypatch):
     picker = ResumePicker().wait()
     picker.choose("base@12")
-    assert picker.codes()[0] == f'resume("{three["base"].folder}@12")'
+    assert picker.codes()[0] == f'launch_branch("{three["base"].folder}@12")'
     picker.resume.click()
     assert picker.resume.disabled  # until it has begun
     picker.wait()
@@ -120,7 +133,7 @@ def test_clicks_do_it_and_the_code_does_the_same(three, monkeypatch):
     assert list(three["base"].story().rows)[-1]["event"] == "end"  # what was there is as it was
     picker.choose(f"{three['lower'].folder}@20")
     picker.name.value, picker.changes.value = "own", "lr=0.5, epochs=8"
-    assert picker.codes()[1] == f'branch("{three["lower"].folder}@20", ["lr=0.5", "epochs=8"], "own")'
+    assert picker.codes()[1] == f'launch_branch("{three["lower"].folder}@20", ["lr=0.5", "epochs=8"], "own")'
     picker.branch.click()
     picker.wait()
     until(lambda: picker.run.status == "finished")
@@ -131,23 +144,171 @@ def test_clicks_do_it_and_the_code_does_the_same(three, monkeypatch):
 
 
 def test_the_newest_of_an_interrupted_run_goes_on_in_it(three):
-    run = three["base"]
-    rows = run.folder/"events.jsonl"
-    rows.write_bytes(b"".join(line for line in rows.read_bytes().splitlines(True) if b'"event": "end"' not in line))
-    shutil.rmtree(run.folder/"train/step-00000024")
-    (run.folder/"train/final").unlink(missing_ok=True)
+    run, _ = cut(three)
     picker = ResumePicker(run.folder).wait()
     picker.choose(f"{run.folder}@20")
-    assert picker.codes()[0] == f'resume("{run.folder}")' and "goes on in this run; 4 later steps of base" in repr(picker)
+    assert picker.codes()[0] == f'launch("{run.folder}")' and "goes on in this run; 4 later steps of base" in repr(picker)
     picker.resume.click()
     picker.wait()
     until(lambda: run.status == "finished")
     assert picker.run == run and [row["from"] for row in run.story().of("resume")] == [20] and steps(run.folder/"train")[-1] == 24
 
 
+def test_a_list_that_is_older_than_the_run(three):
+    """What was the newest goes on in a branch, once it is not; and a stage that came meanwhile changes nothing of what was chosen."""
+    run, put_back = cut(three)
+    picker = ResumePicker().wait()
+    picker.choose("base@20")
+    assert picker.codes()[0].startswith("launch(")
+    put_back()
+    shutil.copytree(run.folder/"train", run.folder/"afterwards")
+    rows = len(list(run.story().rows))
+    picker.resume.click()
+    picker.wait()
+    assert picker.run.parent["name"] == run.name and picker.run.parent["step"] == 20 and picker.run.parent["stage"] == "train", said(picker)
+    assert len(list(run.story().rows)) == rows and f"a branch from {run.name}@20," in said(picker)
+    until(lambda: picker.run.status == "finished")
+
+
+def test_the_lines_do_it_when_they_are_pasted(three):
+    run, _ = cut(three)
+    picker = ResumePicker().wait()
+    picker.choose("base@20")
+    picker.changes.value = "lr=2e-3"
+    assert picker.codes()[0] == f'launch("{run.folder}", lr=0.002)'
+    again = eval(picker.codes()[0], {"launch": launch})
+    until(lambda: run.status == "finished")
+    assert again == run and [row["values"] for row in run.story().of("control") if "values" in row] == [{"training.lr": 2e-3}]
+    picker.choose("lower@12")
+    picker.changes.value, picker.name.value = 'model.words="big one", betas=[0.9, 0.98]', "worded"
+    assert picker.codes()[1] == f'launch_branch("{three["lower"].folder}@12", ["model.words=\\"big one\\"", "betas=[0.9, 0.98]"], "worded")'
+    made = eval(picker.codes()[1], {"launch_branch": launch_branch})
+    assert made.config.model["words"] == "big one" and [*made.config.training.betas] == [0.9, 0.98] and made.name.startswith("worded-")
+    until(lambda: made.status == "finished")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", []), ("lr=1 epochs=2", ["lr=1", "epochs=2"]), ("lr=1,epochs=2 ,  seed=3", ["lr=1", "epochs=2", "seed=3"]), ("betas=[0.9, 0.99] lr=1", ["betas=[0.9, 0.99]", "lr=1"]),
+    ("a.b='x, y' c=1", ["a.b='x, y'", "c=1"]), ("a=[[1, 2], [3]], b={x: [1, 2]}", ["a=[[1, 2], [3]]", "b={x: [1, 2]}"]), ("a='[' b=1", ["a='['", "b=1"]), ('a=["x ]", 2] b=1', ['a=["x ]", 2]', "b=1"])])
+def test_changes_are_parted_by_blanks_and_commas(text, words): assert words_of(text) == words
+
+
+@pytest.mark.parametrize("text", ["slower", "lr = 1", "a='x", "a=[1, 2", "--trust-code=1", "allow_drift=True", "lr=1 trust_code=1", "config=x", "=1"])
+def test_what_is_no_change(text):
+    with pytest.raises(ConfigError): words_of(text)
+
+
+def test_no_change_is_a_word_of_the_call(three):
+    run, _ = cut(three)
+    picker = ResumePicker().wait()
+    picker.choose("base@20")
+    for wrong in ("trust_code=1", "allow_drift=True", "config=x"):
+        picker.changes.value = wrong
+        assert picker.codes()[0].startswith(f"# {wrong}  expected key=value")
+        picker.resume.click()
+        assert f"{wrong}  expected key=value of a config" in said(picker.wait()) and run.status == "interrupted"
+
+
+def test_the_end_of_a_finished_run(three):
+    picker = ResumePicker().wait()
+    picker.choose("third@24")
+    assert picker.resume.disabled and not picker.branch.disabled and [line[:10] for line in picker.codes()] == ["model = lo"]
+    picker.changes.value = "epochs=7"
+    assert picker.resume.disabled and [line.split("(")[0] for line in picker.codes()] == ["launch_branch", "model = load_model"]
+    picker.choose("third@20")
+    assert not picker.resume.disabled and len(picker.codes()) == 3
+
+
+def test_looking_again_looks_at_every_byte_and_misses_what_is_gone(three):
+    picker = ResumePicker().wait()
+    picker.choose("base@16")
+    assert "every byte as written" in repr(picker.wait())
+    flipped = picker.chosen.path/"model.safetensors"
+    data = bytearray(flipped.read_bytes()); data[-1] ^= 1; flipped.write_bytes(data)
+    picker.again.click()
+    assert "✕ " in repr(picker.wait()) and "every byte as written" not in repr(picker)
+    shutil.rmtree(picker.chosen.path)
+    picker.again.click()
+    assert "@16 is gone; the best one is chosen" in said(picker.wait()) and "★" in picker.rows()[picker.list.value][2]
+
+
+def test_a_branch_lies_beside_its_parent(three, here, monkeypatch):
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir(here/"elsewhere")
+    picker = ResumePicker("../runs").wait()
+    picker.choose("base@20")
+    picker.branch.click()
+    picker.wait()
+    assert picker.run.folder.parent == Path("../runs") and any(one.run == picker.run for one in picker._order) and not Path("runs").exists(), said(picker)
+    until(lambda: picker.run.status == "finished")
+    base = three["base"].name
+    assert branch(f"../runs/{base}@20", [], "here", quiet=True).folder.parent == Path("../runs")
+    assert branch(f"../runs/{base}@20", ["run.root=mine"], "asked", quiet=True).folder.parent == Path("mine")
+    monkeypatch.chdir(here/"runs"/base)
+    assert branch("latest", ["epochs=7"], "within", quiet=True).folder.parent == here/"runs"
+    monkeypatch.setenv("HOME", str(here))
+    assert len(ResumePicker("~/runs").wait().shelf.runs) == 6
+
+
+def test_the_panel_below_is_heard_and_gives_way_to_the_next(three, monkeypatch):
+    heard = []
+    monkeypatch.setattr("trainbook.picker.heard_beside", lambda *controls: heard.extend(controls))
+    picker, run = ResumePicker().wait(), three["base"]
+    with run.write() as ledger:
+        ledger.resume("train", 24, ledger.position, stages=["train"])
+        ledger.flush()
+        picker._began(run)
+        [first] = picker._below.children
+        assert {first.pause, first.stop, first.lr, first.metric, first._view} <= {*heard} and not first._over.is_set()
+        picker._began(three["lower"])
+        assert first._over.is_set() and picker._below.children[0].run == three["lower"]
+        ledger.end("finished")
+
+
+class Slot:
+    "An output on a page."
+    def __init__(self, bundle): self.now = bundle
+    def update(self, bundle, raw): self.now = bundle
+
+
+def test_what_a_saved_page_shows_is_what_was_seen_last(three, monkeypatch):
+    read = threading.Event()
+    shows = lambda widget, *stills: tuple(map(Slot, [*stills, {}]))
+    monkeypatch.setattr("trainbook.picker.show_widget", shows)
+    monkeypatch.setattr(importlib.import_module("trainbook.compare"), "show_widget", shows)
+    monkeypatch.setattr("trainbook.picker.check_step", lambda path: read.wait(60))  # large files
+    picker = ResumePicker()
+    picker.show()
+    picture, table, _ = picker._slots
+    assert "comparing every byte" in table.now["text/html"] and f"{picker._name}-still" in table.now["text/html"]
+    before = picture.now["image/png"]
+    read.set()
+    picker.wait()
+    assert "every byte as written" in table.now["text/html"] and picture.now["image/png"] == before
+    picker.choose("third@20")
+    picker.wait()
+    assert "third@20" in picture.now["text/plain"].replace(three["third"].name, "third") and picture.now["image/png"] != before
+    assert "every byte as written" in table.now["text/html"] and "third" in table.now["text/html"]
+    compared = compare("runs/*")
+    compared.show()
+    before = compared._slots[0].now["image/png"]
+    compared.axis.value = "samples"
+    assert (then := compared._slots[0].now["image/png"]) != before
+    compared.curve.value = "loss"
+    assert compared._slots[0].now["image/png"] != then
+
+
+def test_a_damaged_run_is_passed_over_by_a_pattern(three):
+    Path("runs/broken").mkdir()
+    Path("runs/broken/run.json").write_text("{")
+    assert {entry.run for entry in compare("runs/*").entries} == {entry.run for entry in compare("runs").entries} == {*three.values()}
+    assert [entry.run for entry in compare("./runs/base*").entries] == [three["base"]]
+    with pytest.raises(RunError, match="no run"): compare("runs/brok*")
+
+
 def test_mistakes_are_one_line_and_leave_no_run(three, monkeypatch):
     picker, there = ResumePicker().wait(), sorted(os.listdir("runs"))
-    for name, changes, click, words in (("third@24", "", "resume", "has finished"), ("base@8", "lr=fast", "branch", "lr"), ("base@8", "slower", "branch", "key=value"),
+    for name, changes, click, words in (("third@24", "", "resume", "has finished"), ("third@24", "", "branch", "needs a change"), ("base@8", "lr=fast", "branch", "lr"), ("base@8", "slower", "branch", "key=value"),
                                         ("base@8", "no.such=1", "branch", "no.such"), ("base@8", "'", "branch", "quotation")):
         picker.choose(name)
         picker.changes.value = changes
@@ -227,7 +388,7 @@ def test_half_a_log_and_a_stage_of_its_own(three):
     names = [row[0] for row in picker.rows()]
     assert "base/train@8" in names and "base/later@8" in names and "third/train@20" in names
     picker.choose(f"{three['base'].folder}/later@8")
-    assert picker.codes()[1] == f'branch("{three["base"].folder}/later@8")' and "no numbers yet" in picker.html()
+    assert picker.codes()[1] == f'launch_branch("{three["base"].folder}/later@8", [], "base-branch")' and "no numbers yet" in picker.html()
 
 
 def test_made_by_hand_it_says_where_it_goes_on(here):
@@ -238,7 +399,7 @@ def test_made_by_hand_it_says_where_it_goes_on(here):
     trainer = Trainer(torch.nn.Linear(2, 2), data, loss="cross_entropy", num_epochs=2, quiet=True, save_dir="runs/hand", save_interval=1)
     trainer.train()
     picker = ResumePicker().wait()
-    assert "trainer.resume_from_checkpoint" in picker.codes()[0]
+    assert "trainer.resume_from_checkpoint" in picker.codes()[0] and picker.resume.disabled and picker.branch.disabled and not picker.weights.disabled
     picker.resume.click()
     assert "trainer.resume_from_checkpoint" in said(picker.wait())
     picker.weights.click()
@@ -257,7 +418,7 @@ def test_short_names_stay_different(here):
 def test_text_and_picture_forms(three, capsys):
     picker = ResumePicker().wait()
     text, [first, second] = repr(picker), picker.still()
-    assert text.splitlines()[0] == f"runs  {len(picker._order)} checkpoints · 3 runs" and "★ best" in text and "lineage" in text and "resume(" in text
+    assert text.splitlines()[0] == f"runs  {len(picker._order)} checkpoints · 3 runs" and "★ best" in text and "lineage" in text and "load_model(" in text
     assert first["text/plain"] == text and len(first["image/png"]) > 5000 and "<table" in second["text/html"] and "<svg" not in second["text/html"]
     compared = compare(*three.values())
     assert {*compared.differ} == {"lr", "weight_decay"} and compared.same["epochs"] == "6" and "same in all: model.name=picker_nets:net" in repr(compared)

@@ -35,7 +35,8 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "CheckpointManager": "checkpoint", "load_checkpoint": "load", "load_model": "load", "CheckpointError": "state",
            "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
            "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
-           "branch": "onward", "launch": "launch", "live": "widgets", "ResumePicker": "picker", "compare": "compare"}
+           "branch": "onward", "launch": "launch", "launch_branch": "onward", "live": "widgets", "ResumePicker": "picker",
+           "compare": "compare"}
 __all__ = list(_PUBLIC)
 # what other programs have as classes; an ImportError, as `from trainbook import …` swallows the words of an AttributeError
 _ELSEWHERE = {"EarlyStopping": "early stopping is a keyword: "

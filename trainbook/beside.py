@@ -170,5 +170,6 @@ def held_state(state: dict) -> tuple[bool, str]:
         there.append(f"place in the data ({within if batch else f'end of epoch {epoch}'})")
     needed = {"model": "model", "optimizers" if "optimizers" in state else "optimizer": "optimizer", "rng": "random numbers",
               "trainer": "place in the data"}
-    missing = [word for part, word in needed.items() if part not in state]
-    return not missing, ", ".join(there) + f"; not {', '.join(missing)}" * bool(missing)
+    missing, shaken = [word for part, word in needed.items() if part not in state], told.get("shaken")
+    said = f"; not {', '.join(missing)}" * bool(missing) + f"; after {shaken} no longer bit for bit" * bool(shaken)
+    return not (missing or shaken), ", ".join(there) + said

@@ -181,9 +181,10 @@ def _own_root(name: str) -> Path | None:
     "The folder from which a module was imported, if a person keeps it: no installed one, not of this session, not ours."
     file = getattr(sys.modules.get(name), "__file__", None)
     if not file or name in _CELLS or name in _BROUGHT or name.partition(".")[0] in (__package__, "__main__"): return None
-    path = Path(file).resolve()
-    root = path.parents[name.count(".") + (path.name == "__init__.py")]
-    return None if _is_installed(path) else root
+    path, package = Path(file).resolve(), getattr(sys.modules.get(name.partition(".")[0]), "__file__", None) or file
+    if _is_installed(path) or _is_installed(Path(package).resolve()): return None  # what torch.compile writes is of torch
+    above, deep = path.parents, name.count(".") + (path.name == "__init__.py")
+    return above[deep] if deep < len(above) else None
 
 
 _INSTALLED = tuple(path(sysconfig.get_path(key)) + os.sep for key in ("purelib", "platlib", "stdlib")

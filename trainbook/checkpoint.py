@@ -57,8 +57,7 @@ class CheckpointManager:
         self.metric, self.keep_last_n = metric, keep_last_n
         if keep_last_n is not None and (type(keep_last_n) is not int or keep_last_n < 1):
             raise ConfigError(f"keep_last_n  expected a whole number from 1 on, or None for all, found {keep_last_n!r}")
-        self.save_interval = _interval(save_interval, "save_interval")
-        self.keep_every = _interval(keep_every, "keep_every")
+        self.save_interval, self.keep_every = _interval(save_interval, "save_interval"), _interval(keep_every, "keep_every")
         if metric is None and metric_mode == "max":
             raise ConfigError("metric_mode  max needs a metric to go with it; say metric='val_acc', for instance")
         self.mode, self.export = direction(metric or "loss", metric_mode), _exports(export)
@@ -75,12 +74,15 @@ class CheckpointManager:
 
     # --- saving -----------------------------------------------------------------------------------
 
+    def since(self, step: int, epoch: float | None = None) -> None:
+        "Training goes on from here; what was saved until then, here or elsewhere, is not due again."
+        self._tried = dict.fromkeys(_INTERVALS, (step, epoch, time.monotonic()))
+
     def due(self, step: int, epoch: float | None = None) -> bool:
         "Is a periodic checkpoint due here? Cheap: asked after every step."
         if not self._looked: self._remember()
         if epoch is None and any(every and every.unit == "epochs" for every in (self.save_interval, self.keep_every)):
-            raise CheckpointError("due  the interval is in epochs and no epoch was told; say due(step, epoch), or "
-                                  "save_interval=\"200 steps\"")
+            raise CheckpointError("due  the interval is in epochs and no epoch was told; say due(step, epoch)")
         return any(self._passed(name, step, epoch, self._tried) and self._passed(name, step, epoch, self._marks)
                    for name in _INTERVALS)
 
@@ -212,12 +214,11 @@ class CheckpointManager:
         sweep(self.dir, ("best", "final", "owner.json", "exports.json", *self._exported))
         self._remember()
         where = self.dir.resolve()
-        about = {"metadata": {"stage": where.name},
-                 "code": {"module": main_program(), "git": git_state(), "versions": versions()}}
+        code = {"module": main_program(), "git": git_state(), "versions": versions()}
         try: run = Run(where.parent)
         except RunError: run = None
-        if run: about["metadata"] |= {"run": run.name, "run_id": run.id, "parent": run.parent}
-        self._about = about
+        metadata = {"run": run.name, "run_id": run.id, "parent": run.parent} if run else {}
+        self._about = {"metadata": {"stage": where.name, **metadata}, "code": code}
 
     def _remember(self) -> None:
         "What the folder tells: which are whole, which is best, where each interval passed last."
@@ -292,8 +293,7 @@ class CheckpointManager:
     def _write(self, step: int, text: str, copied: list, final: bool, now: tuple) -> None:
         try:
             for event in copied: event.synchronize()
-            facts = read_manifest(write_step(self.dir, step, text, self._copies.buffers, self._guard,
-                                             self._awaited.is_set)).facts
+            facts = read_manifest(write_step(self.dir, step, text, self._copies.buffers, self._guard, self._awaited.is_set)).facts
         except OSError as error: return self._failed(step, error)
         self._failures, self._saved, self._known[step] = 0, step, facts
         self._marks = self._marks | dict.fromkeys(facts["kept"], now)

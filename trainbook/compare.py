@@ -62,8 +62,7 @@ def short_names(found: Iterable[Run]) -> dict[Path, str]:
 def is_log(lines: Iterable[Line]) -> bool:
     "A logarithmic axis, if all is positive and the curves go far down."
     series = [line.curves.of(line.stage).series.get(line.metric or "") for line in lines]
-    means = [one.mean for one in series if one is not None]
-    known = np.concatenate([mean[np.isfinite(mean)] for mean in means]) if means else np.empty(0)
+    known = np.concatenate([np.empty(0), *(one.mean[np.isfinite(one.mean)] for one in series if one is not None)])
     return bool(len(known)) and known.min() > 0 and known.max() > 4 * known.min()
 
 
@@ -104,8 +103,8 @@ def table_html(head: list[str], rows: list[list[str]], shaded: int = 99) -> str:
         return box(text, f"{CELL}{'right' if i else 'left'}{ground}{more or ';font-weight:400'}", kind, scope * (kind == "th"))
     lines = ["".join(cell(i, plain(one), "th", f";font-weight:500;color:{MUTED}") for i, one in enumerate(head))]
     lines += ["".join(cell(i, one, "td" if i else "th") for i, one in enumerate(row)) for row in rows]
-    style = "border-collapse:collapse;width:100%;font-size:12px;margin-top:6px"
-    return box("".join(f"<tr>{line}</tr>" for line in lines), style, "table")
+    whole = "".join(f"<tr>{line}</tr>" for line in lines)
+    return box(whole, "border-collapse:collapse;width:100%;font-size:12px;margin-top:6px", "table")
 
 # %% ../nbs/46_compare.ipynb #14fee78b
 class Entry(NamedTuple):
@@ -141,7 +140,7 @@ class Compared(W.VBox):
         worth = lambda entry: math.inf if entry.best is None else entry.best[1] if self.mode == "min" else -entry.best[1]
         self.entries = sorted(made, key=worth)
         self._settle()
-        self._name, self._view = "", W.HTML()
+        self._name, self._view, self._slots = "", W.HTML(), ()
         names = dict.fromkeys([self.metric or "loss", *(name for one in curves for name in one.of(self.stage).series)])
         self.curve = _choice("curve", 40, names, "which curve; what ranks them stays")
         self.axis = _choice("axis", 32, ("step", "time", "samples", "epoch"), "along what")
@@ -221,7 +220,9 @@ class Compared(W.VBox):
 
     # --- on the page ------------------------------------------------------------------------------
 
-    def paint(self) -> None: self._view.value = self.html() + (hides(self._name, 2) if self._name else "")
+    def paint(self) -> None:
+        self._view.value = self.html() + (hides(self._name, 2) if self._name else "")
+        for slot, one in zip(self._slots, self.still() if self._slots else ()): slot.update(one, raw=True)
 
     def still(self) -> list[dict[str, Any]]:
         "A picture and a table, for who sees no widget."
@@ -229,24 +230,22 @@ class Compared(W.VBox):
         rows = [[plain(cell) for cell in [*self._row(entry), *told]] for entry, told in zip(self.entries, values)]
         shown = table_html([*self._head(), *keys], rows, len(self._head()))
         shown += "".join(box(plain(line), "") for line in self._below())
-        png = base64.b64encode(picture_of(self.lines(), self.axis.value)).decode()
-        shown = box(shown, FRAME) + lost(self._name)
-        return [{"image/png": png, "text/plain": repr(self)}, {"text/html": shown, "text/plain": ""}]
+        drawn = {"image/png": base64.b64encode(picture_of(self.lines(), self.axis.value)).decode(), "text/plain": repr(self)}
+        return [drawn, {"text/html": box(shown, FRAME) + lost(self._name), "text/plain": ""}]
 
     def show(self) -> None:
-        "On the page."
-        self._name = f"tb-{id(self):x}"
-        show_widget(self, *self.still())
-        heard_beside(self.curve, self.axis, self._view)
+        "On the page; what a saved one shows is what was seen last."
+        self._name, self._slots = f"tb-{id(self):x}", ()
         self.paint()
+        self._slots = show_widget(self, *self.still())
+        heard_beside(self.curve, self.axis, self._view)
 
     def _ipython_display_(self) -> None: self.show()
 
 
 def _choice(word: str, wide: int, options: Iterable[str], tip: str) -> W.Dropdown:
-    made = W.Dropdown(options=[*options], description=word, tooltip=tip, layout=W.Layout(width="170px"))
-    made.style.description_width = f"{wide}px"
-    return made
+    return W.Dropdown(options=[*options], description=word, tooltip=tip, style={"description_width": f"{wide}px"},
+                      layout=W.Layout(width="170px"))
 
 
 def spell_value(value: float) -> str:
@@ -291,7 +290,8 @@ def _runs_of(what: Iterable[Any]) -> list[Run]:
 def _named(text: str) -> list[Run]:
     "The runs that a pattern, a folder or a name means."
     if glob.has_magic(text) and not os.path.exists(text):
-        return [find_run(path) for path in sorted(glob.glob(text)) if os.path.isfile(f"{path}/run.json")]
+        paths = {*map(Path, glob.glob(text))}
+        return [run for folder in sorted({path.parent for path in paths}) for run in runs(folder) if run.folder in paths]
     if os.path.isdir(text) and not os.path.exists(f"{text}/run.json"): return runs(text)
     if _is_checkpoint(text): raise RunError(f"{text}  is a checkpoint; expected two of them, or runs")
     return [find_run(text)]
@@ -348,8 +348,8 @@ class Shelf:
     "The checkpoints of all runs below a folder, or of one, ranked, and the curves of these runs; read a part at a time."
 
     def __init__(self, root: str | Path = "runs"):
-        self.root = Path(root)
-        self.runs = [Run(root)] if (self.root/"run.json").exists() else runs(root)
+        self.root = Path(root).expanduser()
+        self.runs = [Run(self.root)] if (self.root/"run.json").exists() else runs(self.root)
         self.choices: list[Choice] = []
         self.curves: dict[Path, Curves] = {}
         self.names, self._rest = short_names(self.runs), self._read()

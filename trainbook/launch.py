@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,12 +31,12 @@ from .source import ConfigError, spell
 from .trust import check_trust, fingerprint
 
 # %% auto #0
-__all__ = ['Launched', 'launch', 'undo']
+__all__ = ['Launched', 'launch', 'launch_again', 'undo']
 
 # %% ../nbs/41_launch.ipynb #1410586e
 # Map of this module, top to bottom:
 #   Launched        a run that trains elsewhere, and how to reach it
-#   launch          a config, or a run that goes on
+#   launch, launch_again    a config, or a run that goes on
 
 # %% ../nbs/41_launch.ipynb #f019f9d6
 _LOG = "launch.log"  # what the process prints, of all its lives
@@ -62,11 +62,11 @@ def launch(config: Config | Mapping | str | Path | Run, allow_drift: bool = Fals
     words = [word for word, said in (("--allow-drift", allow_drift), ("--trust-code", trust_code)) if said]
     if isinstance(config, Run) or isinstance(config, (str, Path)) and not _is_config(Path(config)):
         run = config if isinstance(config, Run) else find_run(config)
-        return _go_on(run, [*words, *(f"{key}={spell(value)}" for key, value in changes.items())], trust_code)
+        return launch_again(run, [*words, *(f"{key}={spell(value)}" for key, value in changes.items())], trust_code)
     config = Config.settle(config, changes)
     if config.whole.has_stages and not config.has_stages:
         raise ConfigError(f"stage  {config.stage_name} is one of several, and a launch trains them all: launch(config.whole)")
-    if run := _there(config): return _go_on(run, words, trust_code)
+    if run := _there(config): return launch_again(run, words, trust_code)
     run = Run.create(config)
     try:
         keep_code(run.folder, config)
@@ -89,8 +89,9 @@ def _there(config: Config) -> Run | None:
                       f"launch(\"{place}\", lr=…)")
 
 
-def _go_on(run: Run, words: list[str], trust_code: bool) -> Launched:
-    "As resume does it here: with the code of the run, but for cells that were run anew in this session."
+def launch_again(run: Run, words: Iterable[str] = (), trust_code: bool = False) -> Launched:
+    """What a run has left to do, with words as `trainbook resume` takes them. As resume does it here: with the code of the run,
+    but for cells that were run anew in this session."""
     code = run.folder/"code"
     with Lock(run.folder):
         check_trust(named_in(run.config), code, trust_code, where=str(run.folder))
@@ -99,7 +100,7 @@ def _go_on(run: Run, words: list[str], trust_code: bool) -> Launched:
             print(f"{run.folder} goes on with the cells of this session: {', '.join(cells)}")
             check_trust([], code, trust_code=True, where=str(run.folder))  # agreed to before, or written here
     rows, said = (path.stat().st_size if path.exists() else 0 for path in (run.folder/"events.jsonl", run.folder/_LOG))
-    return _begun(run, _start(run, words), rows, said)
+    return _begun(run, _start(run, [*words]), rows, said)
 
 # %% ../nbs/41_launch.ipynb #71e932b3
 def _start(run: Run, words: list[str]) -> subprocess.Popen:

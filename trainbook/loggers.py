@@ -102,6 +102,7 @@ class Recorded(Session):
         self.keep_config(run)
         facts = self.facts()
         self.record.begin(self.step, goes_on, self.origin.position if self.origin else 0, **facts)
+        self.record.manager.since(self.step, self.epoch)
         self.run, self.console.file, self.loaded = run, run.folder/"train.log", False
         how = "" if facts.get("device", "cpu") == "cpu" and facts.get("precision", "fp32") == "fp32" else \
             f" on {facts['device']} in {facts['precision']}"

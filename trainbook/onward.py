@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -173,9 +174,12 @@ def _from_there(run: Run, found: Any, config: Config, quiet: bool, allow_drift: 
 
 
 def _child(run: Run, found: Any, config: Config) -> tuple[Config, Run]:
-    "A new run that begins at a checkpoint of this one, and its config."
-    stage = found.path.parent.name
-    config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name)}})
+    "A new run that begins at a checkpoint of this one, and its config. It lies beside this one, unless a root was said."
+    stage, where = found.path.parent.name, run.folder
+    where = (where.resolve() if where.name in ("", "..") else where).parent
+    asked = config.place("run.root").where == "command line" or not os.access(where, os.W_OK)
+    place = {} if asked else {"root": str(where)}
+    config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name), **place}})
     _check_found(run, [stage])
     step = load_checkpoint(found.path, only=[], quiet=True).facts["step"]
     return config, Run.create(config, parent=(run, stage, step))

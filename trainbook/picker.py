@@ -9,7 +9,6 @@ import base64
 import contextvars
 import json
 import re
-import shlex
 import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -17,28 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
-import yaml
 
 from .beside import held_state
-from .compare import Choice, Shelf, is_log, picture_of, table_html
+from .compare import Choice, Shelf, choices_of, is_log, picture_of, table_html
 from .drawing import css_ink, plain, together
-from .launch import Launched, launch
+from .launch import Launched, launch_again
 from .load import load_checkpoint, load_model
 from .onward import changes_since, launch_branch
 from .run import RunError
 from .series import shorten
-from .source import ConfigError, scalar
+from .source import ConfigError, read_words
 from .stepfolder import check_step, read_manifest
 from .tensorfile import CheckpointError
 from .widgets import COLOURS, FRAME, MUTED, PALE, LivePanel, box, button, heard_beside, hides, lost, show_widget
 from .words import safe, spell_size, table
 
 # %% auto #0
-__all__ = ['card', 'ResumePicker']
+__all__ = ['card', 'words_of', 'ResumePicker']
 
 # %% ../nbs/48_picker.ipynb #df5a525b
 # Map of this module, top to bottom:
 #   card                   what there is to say of one
+#   words_of               changes, as they are typed
 #   ResumePicker           shown, and done
 
 # %% ../nbs/48_picker.ipynb #e227aa40
@@ -100,6 +99,32 @@ def _one_line(error: Exception) -> str:
 
 _MONO = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 _OBJECTS = "it was made of objects, which no config makes again; where they are: trainer.resume_from_checkpoint(\"{}\")"
+_CLOSES = {"[": "]", "{": "}", '"': '"', "'": "'"}
+_CHANGE = re.compile(r"(?!(config|allow_drift|trust_code)=)[A-Za-z_][\w.]*=")
+
+
+def words_of(text: str) -> list[str]:
+    "Changes, a word each: blanks and commas part them, but for those within quotes and brackets."
+    words, ends = [""], ""  # what closes what is open, the innermost first
+    for sign in text:
+        if not ends and (sign.isspace() or sign == ","): words.append(""); continue
+        words[-1] += sign
+        if sign == ends[:1]: ends = ends[1:]
+        elif ends[:1] not in ('"', "'"): ends = _CLOSES.get(sign, "") + ends
+    if ends: raise ConfigError(f"{words[-1]}  a quotation or a bracket is open; {ends[0]} is missing")
+    words = [word for word in words if word]
+    if odd := [word for word in words if not _CHANGE.match(word)]:
+        raise ConfigError(f"{odd[0]}  expected key=value of a config, as in lr=1e-4")
+    return words
+
+
+def _keywords(values: dict[str, Any]) -> list[str]:
+    "As a call takes them; a key with dots is none."
+    dots = {key: value for key, value in values.items() if "." in key}
+    return [f"{key}={value!r}" for key, value in values.items() if key not in dots] + [f"**{dots!r}"] * bool(dots)
+
+
+def _is_end(choice: Choice) -> bool: return choice.run.status == "finished"
 
 
 class ResumePicker(W.VBox):
@@ -110,6 +135,7 @@ class ResumePicker(W.VBox):
         self._work: list[threading.Thread] = []
         self._seen: dict[Path, list[tuple[str, str]]] = {}  # what was looked up of each that was chosen
         self._order: list[Choice] = []
+        self._keeping, self._slots, self._kept = threading.Lock(), (), ""
         self._painting, self._name, self._filling, self._busy = threading.RLock(), "", False, False
         self._view, self._codes, self._said, self._below = W.HTML(), W.HTML(), W.HTML(), W.VBox()
         self._build()
@@ -173,20 +199,24 @@ class ResumePicker(W.VBox):
             self.list.value = again[0] if again else 0 if rows else None
             self._filling = False
             self._choose()
+            if before and not again: self._say("warn", f"{before.name} is gone{'; the best one is chosen' * bool(rows)}")
 
     def _choose(self) -> None:
         self.paint()
-        choice = self.chosen
-        if choice and not choice.damage and choice.path not in self._seen: self._later(lambda: self._look_up(choice))
+        if choice := self.chosen: self._later(lambda: self._look_up(choice))
 
     def _look_up(self, choice: Choice) -> None:
         "Every byte of it, and what is other now than when its run began."
+        self._keep()
+        if choice.damage or choice.path in self._seen: return
         try:
             check_step(choice.path)
             changed = changes_since(choice.run)
             self._seen[choice.path] = [("good", "✓ every byte as written")] + [("warn", f"△ {line}") for line in changed[:4]]
         except (CheckpointError, OSError) as error: self._seen[choice.path] = [("bad", f"✕ {_one_line(error)}")]
-        if self.chosen and self.chosen.path == choice.path: self.paint()
+        if self.chosen and self.chosen.path == choice.path:
+            self.paint()
+            self._keep()
 
     def _read_on(self) -> None:
         while not self.shelf.read(2.0): self._fill()
@@ -197,6 +227,7 @@ class ResumePicker(W.VBox):
         shelf = Shelf(self.shelf.root)
         shelf.read()
         self.shelf = shelf
+        self._seen.clear()
         self._fill()
 
     def _later(self, work: Callable[[], Any]) -> None:
@@ -213,28 +244,27 @@ class ResumePicker(W.VBox):
     # --- what is done -----------------------------------------------------------------------------
 
     def _resume_it(self, choice: Choice) -> str:
-        if choice.by_hand: raise RunError(_OBJECTS.format(choice.path))
-        if not choice.newest: return self._began(launch_branch(choice.name, self._words()))
-        if choice.run.status == "finished":
-            raise RunError(f"{choice.run.folder} has finished; a branch goes on from here, with changes such as epochs=20")
-        told = {key: text for key, _, text in (word.partition("=") for word in self._words())}
-        value = lambda text: yaml.safe_load(text) if scalar(text) is text else scalar(text)
-        return self._began(launch(choice.run, **{key: value(text) for key, text in told.items()}))
+        words, newest = self._told(choice)
+        if not newest: return self._began(launch_branch(choice.path, words))
+        if _is_end(choice): raise RunError(f"{choice.run.folder} has finished; a branch goes on from here, with epochs=20 or so")
+        return self._began(launch_again(choice.run, words))
 
     def _branch_it(self, choice: Choice) -> str:
+        words, newest = self._told(choice)
+        if newest and not words and _is_end(choice):
+            raise RunError(f"{choice.name} is the end of a run that has finished; a branch here needs a change, as epochs=20")
+        return self._began(launch_branch(choice.path, words, self._new_name(choice)))
+
+    def _told(self, choice: Choice) -> tuple[list[str], bool]:
+        "The changes; and whether it still is the newest of its run, which may have gone on since the list was read."
         if choice.by_hand: raise RunError(_OBJECTS.format(choice.path))
-        name = self.name.value.strip() or f"{self.shelf.name_of(choice.run)}-branch"
-        return self._began(launch_branch(choice.name, self._words(), name))
+        return words_of(self.changes.value), any(one.newest and one.path == choice.path for one in choices_of(choice.run))
+
+    def _new_name(self, choice: Choice) -> str: return self.name.value.strip() or f"{self.shelf.name_of(choice.run)}-branch"
 
     def _load_it(self, choice: Choice) -> str:
         self.model = load_checkpoint(choice.path, only=["model"], quiet=True) if choice.by_hand else load_model(choice.path)
         return f"✓ picker.model is {'the checkpoint' if choice.by_hand else 'the model'} of {choice.name}"
-
-    def _words(self) -> list[str]:
-        "The changes, a word each."
-        words = shlex.split(re.sub(r",(?![^\[]*\])", " ", self.changes.value))
-        if odd := [word for word in words if "=" not in word]: raise ConfigError(f"{odd[0]}  expected key=value, as in lr=1e-4")
-        return words
 
     def _do(self, what: str, work: Callable[[Choice], str]) -> None:
         "In a thread: launching waits for the first row."
@@ -253,12 +283,15 @@ class ResumePicker(W.VBox):
         self._later(act)
 
     def _began(self, run: Launched) -> str:
-        "Its panel, below; and it is among the choices from now on."
+        "Its panel, below, in place of the one before; and it is among the choices from now on."
+        for old in self._below.children: old.end()
         self.run, panel = run, LivePanel(run)
+        for one in panel.children: heard_beside(one, *getattr(one, "children", ()))
         panel.begin()
         self._below.children = (panel,)
         self.look()
-        return f"✓ {run.folder} trains in a process of its own"
+        of = f", a branch from {run.parent['name']}@{run.parent['step']}," if run.parent else ""
+        return f"✓ {run.folder}{of} trains in a process of its own"
 
     # --- drawing ----------------------------------------------------------------------------------
 
@@ -267,7 +300,9 @@ class ResumePicker(W.VBox):
         with self._painting:
             choice, tail = self.chosen, hides(self._name, 2) if self._name else ""
             can = choice is not None and not choice.damage and not self._busy
-            for one in self._buttons: one.disabled = not can
+            trains = can and not choice.by_hand
+            self.weights.disabled, self.branch.disabled = not can, not trains
+            self.resume.disabled = not trains or choice.newest and _is_end(choice)
             for one in (self.name, self.changes, self.list): one.disabled = choice is None
             self._view.value = f"{self.html()}{tail}<style>.tb-mono select{{font:12px {_MONO}}}</style>"
             self._show_codes()
@@ -292,15 +327,20 @@ class ResumePicker(W.VBox):
         return told + (f" · {len(shelf.curves)} drawn so far" if len(shelf.curves) < several else "")
 
     def codes(self) -> list[str]:
-        "What the buttons do, as code."
+        "What the buttons do, as code; a button that can do nothing has no line."
         choice, spelt = self.chosen, lambda value: json.dumps(value, ensure_ascii=False)
-        changes, name = re.sub(r",(?![^\[]*\])", " ", self.changes.value).split(), self.name.value.strip()
-        where, told = spelt(str(choice.run.folder) if choice.newest else choice.name), f", {spelt(changes)}" if changes else ""
+        if choice.damage: return []
         if choice.by_hand:
             return [f"trainer.resume_from_checkpoint({spelt(str(choice.path))})",
                     f"checkpoint = load_checkpoint({spelt(choice.name)})"]
-        branched = f"branch({spelt(choice.name)}{told or (', []' if name else '')}{f', {spelt(name)}' if name else ''})"
-        return [f"resume({where}{told})", branched, f"model = load_model({spelt(choice.name)})"]
+        loaded = f"model = load_model({spelt(choice.name)})"
+        try: words, values = (told := words_of(self.changes.value)), {key: one.plain() for key, one in read_words(told)}
+        except ConfigError as error: return [f"# {_one_line(error)}", loaded]
+        here = f"launch_branch({spelt(choice.name)}{f', {spelt(words)}' if words else ''})"
+        if choice.newest: here = f"launch({', '.join([spelt(str(choice.run.folder)), *_keywords(values)])})"
+        branched = f"launch_branch({spelt(choice.name)}, {spelt(words)}, {spelt(self._new_name(choice))})"
+        if not choice.newest or not _is_end(choice): return [here, branched, loaded]
+        return [branched, loaded] if words else [loaded]
 
     def _show_codes(self) -> None:
         lines = "<br>".join(plain(line) for line in (self.codes() if self.chosen else []))
@@ -320,11 +360,19 @@ class ResumePicker(W.VBox):
         return [{"image/png": png, "text/plain": repr(self)}, {"text/html": shown, "text/plain": ""}]
 
     def show(self) -> None:
-        "On the page."
+        "On the page; what a saved one shows is what was seen last."
         self._name = f"tb-{id(self):x}"
-        show_widget(self, *self.still())
+        stills = self.still()
+        self._kept, self._slots = stills[0]["text/plain"], show_widget(self, *stills)
         heard_beside(self._view, self._said, self._codes, self.list, *self._buttons, self.again, self.name, self.changes)
         self.paint()
+        self._later(self._keep)  # what was found meanwhile
+
+    def _keep(self) -> None:
+        with self._keeping:
+            if not self._slots or (text := repr(self)) == self._kept: return
+            self._kept = text
+            for slot, one in zip(self._slots, self.still()): slot.update(one, raw=True)
 
     def __repr__(self) -> str:
         lines = [f"{self.shelf.root}  {self._counts()}"]
