@@ -250,6 +250,18 @@ def test_a_branch_lies_beside_its_parent(three, here, monkeypatch):
     assert len(ResumePicker("~/runs").wait().shelf.runs) == 6
 
 
+def test_a_branch_of_a_run_that_is_gone_on_with_by_its_name(three):
+    """It is a run of its own all the same, also while that one is not finished."""
+    base = three["base"]
+    rows = base.folder/"events.jsonl"
+    rows.write_bytes(b"".join(line for line in rows.read_bytes().splitlines(True) if b'"event": "end"' not in line))
+    text = (base.folder/"config.yaml").read_text()
+    (base.folder/"config.yaml").write_text(re.sub(r"(\n +on_existing: )new", r"\1resume", text))
+    assert base.config.run.on_existing == "resume" and base.status == "interrupted"
+    child = branch(f"{base.folder}@8", [], "base", quiet=True)
+    assert child != base and child.parent["id"] == base.id and base.status == "interrupted"
+
+
 def test_the_panel_below_is_heard_and_gives_way_to_the_next(three, monkeypatch):
     heard = []
     monkeypatch.setattr("trainbook.picker.heard_beside", lambda *controls: heard.extend(controls))

@@ -179,7 +179,8 @@ def _child(run: Run, found: Any, config: Config) -> tuple[Config, Run]:
     where = (where.resolve() if where.name in ("", "..") else where).parent
     asked = config.place("run.root").where == "command line" or not os.access(where, os.W_OK)
     place = {} if asked else {"root": str(where)}
-    config = config.merge({"training": {"save_dir": None}, "run": {"name": config.run.name or tidy(run.name), **place}})
+    own = {"name": config.run.name or tidy(run.name), "on_existing": "new", **place}
+    config = config.merge({"training": {"save_dir": None}, "run": own})
     _check_found(run, [stage])
     step = load_checkpoint(found.path, only=[], quiet=True).facts["step"]
     return config, Run.create(config, parent=(run, stage, step))
