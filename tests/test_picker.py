@@ -239,7 +239,7 @@ def test_a_branch_lies_beside_its_parent(three, here, monkeypatch):
     picker.choose("base@20")
     picker.branch.click()
     picker.wait()
-    assert picker.run.folder.parent == Path("../runs") and any(one.run == picker.run for one in picker._order) and not Path("runs").exists(), said(picker)
+    assert picker.run.folder.parent == Path("../runs") and picker.run in picker.shelf.runs and not Path("runs").exists(), said(picker)
     until(lambda: picker.run.status == "finished")
     base = three["base"].name
     assert branch(f"../runs/{base}@20", [], "here", quiet=True).folder.parent == Path("../runs")
