@@ -355,7 +355,6 @@ def older(tmp_path, monkeypatch):
     with Lab(tmp_path) as lab: yield lab
 
 
-@pytest.mark.soak
 def test_an_older_kernel_hears_clicks_in_the_background(older):
     with older.open("older.ipynb", SETUP, "import ipykernel; print(ipykernel.__version__)\nmade('front', 5).train()",
                     "trainer = made('behind')\ntrainer.train(background=True)", "print('free'); time.sleep(1)") as page:
