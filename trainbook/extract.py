@@ -326,8 +326,8 @@ def read_arrays(path: str | Path) -> dict[str, torch.Tensor]:
             return {info.filename.removesuffix(".npy"): _read_npy(path, file, pack, info) for info in pack.infolist()}
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise Damaged(f"{path}  is no .npz file, or cut short: {error}") from None
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise CheckpointError(f"{path}  cannot be read: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, NotImplementedError) as error:  # objects; an unknown dtype, compression
+        raise CheckpointError(f"{path}  cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from None
 
 
 def _read_npy(path: Path, file: Any, pack: zipfile.ZipFile, info: zipfile.ZipInfo) -> torch.Tensor:

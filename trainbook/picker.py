@@ -352,6 +352,9 @@ class ResumePicker(W.VBox):
 
     def still(self) -> list[dict[str, Any]]:
         "A picture and a table, for who sees no widget."
+        with self._painting: return self._still()  # nobody reads on meanwhile
+
+    def _still(self) -> list[dict[str, Any]]:
         if self.chosen is None: return [{"text/plain": repr(self)}, {"text/plain": ""}]
         png = base64.b64encode(picture_of(self.shelf.lines(self.chosen))).decode()
         rows = [[box(plain(cell), "", "span") for cell in row] for row in self.rows()[:12]]
@@ -375,6 +378,9 @@ class ResumePicker(W.VBox):
             for slot, one in zip(self._slots, self.still()): slot.update(one, raw=True)
 
     def __repr__(self) -> str:
+        with self._painting: return self._text()
+
+    def _text(self) -> str:
         lines = [f"{self.shelf.root}  {self._counts()}"]
         if self.chosen is None: return lines[0]
         rows, more = self.rows(), len(self._order) - 20
