@@ -58,14 +58,17 @@ def find_chromium() -> str:
 
 
 class Lab:
-    "A JupyterLab server on a folder, with nothing of this person's, and a browser that looks at it."
+    "A JupyterLab server on a folder, with nothing of this person's, and a browser that looks at it: its own, or that of another Lab."
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, beside: Lab | None = None):
         self.folder, self._own = Path(folder), Path(tempfile.mkdtemp(prefix="trainbook-lab-"))
-        self._server = self._playwright = self._browser = None
+        self._server = self._playwright = self.tab = None
+        self.browser = beside and beside.browser  # Playwright runs once in a process
         try:
             self._start_server()
-            self._start_browser()
+            if not self.browser: self._start_browser()
+            self.tab = self.browser.new_page(viewport={"width": 1280, "height": 900})
+            self.tab.set_default_timeout(PATIENCE * 1000)
             self._wait_for_server()
             self.tab.goto(f"{self.url}/lab")
             self.tab.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
@@ -77,9 +80,7 @@ class Lab:
         chromium = find_chromium()
         from playwright.sync_api import sync_playwright
         self._playwright = sync_playwright().start()
-        self._browser = self._playwright.chromium.launch(executable_path=chromium, args=["--disable-gpu", "--disable-quic", "--disable-sync"])
-        self.tab = self._browser.new_page(viewport={"width": 1280, "height": 900})
-        self.tab.set_default_timeout(PATIENCE * 1000)
+        self.browser = self._playwright.chromium.launch(executable_path=chromium, args=["--disable-gpu", "--disable-quic", "--disable-sync"])
 
     def _start_server(self) -> None:
         with socket.socket() as free:
@@ -118,8 +119,10 @@ class Lab:
         return Page(self, name)
 
     def close(self) -> None:
-        if self._browser: self._browser.close()
-        if self._playwright: self._playwright.stop()
+        if self.tab: self.tab.close()
+        if self._playwright:  # the browser is its own
+            if self.browser: self.browser.close()
+            self._playwright.stop()
         if self._server:
             self._server.terminate()  # it ends its kernels
             try: self._server.wait(20)

@@ -341,7 +341,7 @@ def test_in_a_kernel_alone(here):
 # --- on an older kernel -------------------------------------------------------------------------------
 
 @pytest.fixture
-def older(tmp_path, monkeypatch):
+def older(lab, tmp_path, monkeypatch):
     "JupyterLab with ipykernel 6: everything else is that of this Python."
     place, own = tmp_path/"older", Path(sys.prefix)
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -352,7 +352,7 @@ def older(tmp_path, monkeypatch):
     if subprocess.run(pip).returncode: pytest.skip("ipykernel 6.31 cannot be had here")
     for part in ("lab", "labextensions"): (place/"share/jupyter"/part).symlink_to(own/"share/jupyter"/part)
     monkeypatch.setattr(sys, "executable", str(python))
-    with Lab(tmp_path) as lab: yield lab
+    with Lab(tmp_path, beside=lab) as older: yield older
 
 
 def test_an_older_kernel_hears_clicks_in_the_background(older):
