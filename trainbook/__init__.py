@@ -15,9 +15,11 @@ The page number is the layer; a module imports only from pages before its own.
                   beside  prove                                what differs, of two checkpoints, and under kills
                   cells  extract                               notebook code kept, outputs of a model kept
                   words  files                                 verbs that read and tidy
-    4x doors      stages  launch  onward  cli                  configs that train, here or elsewhere; the command line
+    4x doors      stages  launch  onward                       configs that train, here or elsewhere
                   series  curves  drawing  widgets             what there is to see of a run
                   compare  picker                              runs side by side; what one can go on from
+    5x why        trial                                        steps that leave no trace, to find out
+                  cli                                          the command line
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
 """

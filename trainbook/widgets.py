@@ -177,7 +177,7 @@ class LivePanel(W.VBox):
                                    tooltip="the learning rate, as a multiple of the config's", continuous_update=False,
                                    layout=W.Layout(width="190px"))
         self.lr.style.description_width = "30px"
-        self.lr.observe(lambda change: change["new"] == self._factor or self._times(change["new"]), "value")
+        self.lr.observe(lambda change: self._times(change["new"]), "value")
         self.metric = W.Dropdown(options=["loss"], description="curve", layout=W.Layout(width="165px"))
         self.metric.style.description_width = "40px"
         self.log_y = W.ToggleButton(description="log y", tooltip="a logarithmic axis", layout=W.Layout(width="auto"))
@@ -186,7 +186,9 @@ class LivePanel(W.VBox):
         self._controls = W.HBox([*self._steering, self.metric, self.log_y],
                                 layout=W.Layout(flex_flow="row wrap", align_items="center"))
 
-    def _times(self, factor: float) -> None: self.tell("set", lr=float(f"{self._rate() * factor:.4g}"))
+    def _times(self, factor: float) -> None:
+        "The rate that a person chose; not the one that the log has told, which a browser may send back a little rounded."
+        if abs(factor / self._factor - 1) > 0.01: self.tell("set", lr=float(f"{self._rate() * factor:.4g}"))
 
     def _rate(self) -> float:
         "The rate of the config, of which the slider gives a multiple."
@@ -245,7 +247,9 @@ class LivePanel(W.VBox):
         told = [found[1] for mark in self.curves.marks_of("set") if (found := re.search(r"\blr=([\d.e+-]+)", mark.text))]
         try: factor = float(told[-1]) / self._rate() if told else 1.0
         except (OSError, ValueError, RunError, ZeroDivisionError): return  # the run is gone, or its config or log is damaged
-        if factor != self._factor: self.lr.value = self._factor = factor
+        if factor != self._factor:
+            self._factor = factor
+            self.lr.value = factor
 
     def _last_word(self, status: str, trains: bool) -> str:
         "The newest thing that was said or done, and what one may do."
