@@ -163,7 +163,7 @@ def test_what_cannot_be_tried_says_so():
     trainer = odd()
     trainer.train_loader = iter([(exact.X[:8], exact.Y[:8])] * 9)
     with pytest.raises(ConfigError, match="can be read once"):
-        with trial(trainer): pass
+        with trial(trainer) as inside: next(inside.batches())
 
 
 def test_a_stream_is_refused_while_it_trains():

@@ -18,7 +18,7 @@ The page number is the layer; a module imports only from pages before its own.
     4x doors      stages  launch  onward                       configs that train, here or elsewhere
                   series  curves  drawing  widgets             what there is to see of a run
                   compare  picker                              runs side by side; what one can go on from
-    5x why        trial                                        steps that leave no trace, to find out
+    5x why        gauges  trial  probes                        what is measured while it trains, and in steps that leave no trace
                   cli                                          the command line
 
 Start with `Trainer`; the pages are in nbs/, in reading order.

@@ -192,7 +192,7 @@ class Curves:
         if command == "resume" and stage.resting: stage.begins(row)
         if event == "end": stage.status = str(row["status"])[:_TEXT]
         if "total" in row: stage.facts["total"] = number_of(row["total"])  # the end was moved
-        if event != "start": self._mark(_mark_of(row))
+        if event not in ("start", "probe"): self._mark(_mark_of(row))
 
     def _begins(self, stage: Stage, row: dict) -> None:
         "The first row of a life: what it tells holds, what came after its point goes."

@@ -24,6 +24,7 @@ import torch
 
 from .data import KeyedLoader, keyed
 from .events import GivenUp
+from .ledger import QUESTIONS
 from .lock import make_folder, open_regular, read_small, sync, sync_folder, write_whole
 from .loggers import Recorded
 from .model import summary
@@ -383,7 +384,8 @@ class Computing(Recorded):
         if not self.computes_only: return super().obey()
         for control in self.record.asked(0, self.linger) if self.record else ():
             command = control["command"]
-            if command in ("set", "evaluate"): self.console.line(f"{command} is for a stage that trains, not for {self.stage}")
+            if command in ("set", "evaluate", *QUESTIONS):
+                self.console.line(f"{command} is for a stage that trains, not for {self.stage}")
             elif self.written: self.written.keep()
             if command == "pause": self.console.line(f"paused at {self.where}")
             if command == "stop": self.stop()

@@ -20,8 +20,8 @@ from .schema import Root
 from .source import ConfigError, Place, near, written
 
 # %% auto #0
-__all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'row_of', 'read_rows', 'last_row', 'Story', 'unfinished', 'tell', 'check_changes',
-           'Ledger']
+__all__ = ['EVENTS', 'QUESTIONS', 'COMMANDS', 'CHANGEABLE', 'row_of', 'read_rows', 'last_row', 'Story', 'unfinished', 'tell',
+           'check_changes', 'Ledger']
 
 # %% ../nbs/07_ledger.ipynb #e251594b
 # Map of this module, top to bottom:
@@ -30,7 +30,7 @@ __all__ = ['EVENTS', 'COMMANDS', 'CHANGEABLE', 'row_of', 'read_rows', 'last_row'
 #   Ledger              the writer: start or resume, log, commands, end
 
 # %% ../nbs/07_ledger.ipynb #f68378e9
-EVENTS = ("start", "resume", "step", "eval", "epoch", "checkpoint", "control", "message", "warning", "end")
+EVENTS = ("start", "resume", "step", "eval", "epoch", "checkpoint", "control", "message", "warning", "probe", "answer", "end")
 _NOT_JSON = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -77,12 +77,12 @@ def _rows(folder: str | Path, offset: int, *only: bytes) -> Iterator[tuple[int, 
             yield offset - len(line), offset, row_of(line) if not only or any(word in line for word in only) else None
 
 
-def read_rows(folder: str | Path, offset: int = 0) -> tuple[list[dict], int]:
-    "The whole rows of the log from this byte on, and the byte to go on from."
+def read_rows(folder: str | Path, offset: int = 0, *events: str) -> tuple[list[dict], int]:
+    "The whole rows of the log from this byte on, all or those of some events, and the byte to go on from."
     found = []
-    for _, end, row in _rows(folder, offset):
+    for _, end, row in _rows(folder, offset, *(f'"{event}"'.encode() for event in events)):
         offset = end
-        if row: found.append(row)
+        if row and (not events or row["event"] in events): found.append(row)
     return found, offset
 
 
@@ -156,7 +156,8 @@ def unfinished(folder: str | Path) -> list[str]:
     return [stage for stage in asked if ended.get(stage) != "finished"]
 
 
-COMMANDS = ("pause", "resume", "stop", "save", "evaluate", "set")
+QUESTIONS = ("probe", "profile", "memory", "find_lr", "find_batch_size", "diagnose")  # of a training about itself
+COMMANDS = ("pause", "resume", "stop", "save", "evaluate", "set", *QUESTIONS)
 
 
 def tell(folder: str | Path, command: str, values: dict | None = None) -> str:

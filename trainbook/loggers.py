@@ -18,10 +18,11 @@ from .device import rng_state
 from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
 from .foreign import export_checkpoint
 from .layers import nested
-from .ledger import check_changes, tell
+from .ledger import QUESTIONS, check_changes, tell
 from .load import drift, load_checkpoint, take_over
 from .lock import LostOwnership
 from .metrics import NonFinite, Numbers, best_of, decides, direction
+from .registry import find
 from .run import Run, check_name
 from .schedule import Plateau
 from .source import ConfigError
@@ -116,6 +117,7 @@ class Recorded(Session):
             if command == "set": self.change(control["values"])
             elif command == "stop": self.stop()
             elif command == "evaluate": self.look()
+            elif command in QUESTIONS: find("answer", "trainbook.probes:answer")(self, command)
             elif command == "save": self.save_asked = True
             elif command == "pause":
                 self.console.line(f"paused at {self.where}")

@@ -33,7 +33,7 @@ __all__ = ['KINDS', 'register', 'names', 'forget', 'redefining', 'find', 'wrong_
 #   named_in, calls_in  what a config names, with the place of its code; with what each would be called
 
 # %% ../nbs/05_registry.ipynb #03906b00
-KINDS = ("system", "model", "data", "loss", "metric", "optimizer", "scheduler", "callback", "display")
+KINDS = ("system", "model", "data", "loss", "metric", "optimizer", "scheduler", "callback", "display", "answer")
 _BUILDERS: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,7 @@ class _Kept:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.own = trainer, dict(vars(trainer))
+        self.clipped = [name for name in self.own if callable(getattr(type(trainer), name, None))]  # over its methods, by a probe
         parts = [one for one in self.own.values() if isinstance(one, torch.nn.Module)]
         self.modules = list(dict.fromkeys(module for part in parts for module in part.modules()))
         self.inside = [(module._parameters, module._buffers) for module in self.modules]
@@ -94,13 +95,22 @@ def _copied(one: torch.Tensor) -> torch.Tensor: return one.detach().cpu() if one
 class Trial:
     "A training's model, data and optimizer, to take steps with."
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, whole = trainer, trainer.train_loader
+    def __init__(self, trainer: Trainer, open_until: ExitStack):
+        self.trainer, self._open_until, self._loader = trainer, open_until, None
+
+    @property
+    def loader(self) -> KeyedLoader:
+        "Over the same source as the training's, which stays where it is."
+        if self._loader: return self._loader
+        trainer, whole = self.trainer, self.trainer.train_loader
         if isinstance(whole.source, Iterator):
             raise ConfigError(f"train_loader  a {type(whole.source).__name__} can be read once, and its batches are for the "
                               "training; give a list, a DataLoader or a Dataset")
         if whole.state_dict(): trainer.check_closed("a trial on data that keeps its own place")
-        self.loader = KeyedLoader(whole.source, mix(whole.seed, 7), whole.per)
+        self._open_until.enter_context(whole.kept())
+        self._loader = KeyedLoader(whole.source, mix(whole.seed, 7), whole.per)
+        self._open_until.callback(self._loader.close)
+        return self._loader
 
     def batches(self, epoch: int = 0, whole: bool = False) -> Iterator[tuple[int, Any]]:
         "(samples, batch) of the training data on the device: of one epoch, or on and on if not the `whole` of one is meant."
@@ -129,16 +139,16 @@ class Trial:
 def trial(trainer: Trainer) -> Iterator[Trial]:
     "Steps inside leave no trace: weights, optimizer, random numbers, the data's place, all as it was, bit for bit."
     trainer.check_thread()
-    inside, kept, console = Trial(trainer), _Kept(trainer), trainer.console
+    kept, console = _Kept(trainer), trainer.console
     quiet, file, console.quiet, console.file = console.quiet, console.file, True, None
     try:
-        with aside(mix(trainer.seed, 7)), torch.enable_grad(), trainer.train_loader.kept():
+        with aside(mix(trainer.seed, 7)), torch.enable_grad(), ExitStack() as open_until:
+            for name in kept.clipped: vars(trainer).pop(name)
             for part in (trainer.model, trainer.loss):
                 if isinstance(part, torch.nn.Module): part.train()
             trainer.record, trainer.history = None, History()
             for update in trainer.updates.values(): update.start_anew()
-            yield inside
+            yield Trial(trainer, open_until)
     finally:
         kept.put_back()
         console.quiet, console.file = quiet, file
-        inside.loader.close()
