@@ -83,7 +83,8 @@ def _told(run: Any) -> None:
     for name in verbs: print(safe(f"  trainbook {name} {run.folder}"))
 
 # %% ../nbs/59_cli.ipynb #8a1a03fe
-@verb("tell", "RUN pause | resume | stop | save | evaluate | set training.lr=… | probe | profile | memory | find_lr | find_batch_size | diagnose", "say something to a training that runs")
+@verb("tell", "RUN pause | resume | stop | save | evaluate | set training.lr=… | probe | profile | memory | find_lr "
+      "| find_batch_size | diagnose", "say something to a training that runs")
 def _tell(words: Words) -> None:
     from trainbook.run import RunError, find_run
     run, command, values = find_run(words.take("a run")), words.take("what to tell it"), {}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ from .data import KeyedLoader
 from .trainer import Trainer
 
 # %% auto #0
-__all__ = ['PHASES', 'Watch', 'Timed', 'clipped', 'timed_step', 'machine', 'peak_of', 'waiting_batches']
+__all__ = ['PHASES', 'Watch', 'Timed', 'clipped', 'timed_step', 'machine', 'about', 'peak_of', 'waiting_batches']
 
 # %% ../nbs/49_gauges.ipynb #8533a12b
 # Map of this module, top to bottom:
 #   Watch             moments of a step, by the clocks of host and device
 #   clipped, Timed    members of one object replaced for a while; an update that tells when it is done
 #   timed_step        a step whose phases are told to a watch
-#   machine           memory, power, how busy
+#   machine, about    memory, power, how busy; what does not change
 #   peak_of           what a device can compute
 #   waiting_batches   what the workers have ready
 
@@ -145,6 +146,19 @@ def machine(device: torch.device, since: tuple[float, float] | None = None) -> d
 _PEAKS = {"B200": (2250, 1125, 80), "H200": (989, 495, 67), "H100 PCIe": (756, 378, 51), "H100": (989, 495, 67),
           "A100": (312, 156, 19.5), "L40S": (362, 183, 91.6), "L4": (121, 60, 30.3), "A10": (125, 62.5, 31.2),
           "V100": (125, 15.7, 15.7), "T4": (65, 8.1, 8.1), "RTX 4090": (165, 82.6, 82.6), "RTX 3090": (71, 35.6, 35.6)}
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    "What does not change: the name of the device, how many threads or which driver, the version of PyTorch."
+    version = torch.__version__.partition("+")[0]
+    if device.type != "cuda":
+        return {"name": f"{device.type.upper()}, {torch.get_num_threads()} of {os.cpu_count()} threads", "torch": version}
+    found: dict[str, Any] = {"name": torch.cuda.get_device_name(device), "torch": version, "cuda": torch.version.cuda,
+                             "tf32": torch.backends.cuda.matmul.allow_tf32, "bf16": torch.cuda.is_bf16_supported(False)}
+    try:
+        with open("/proc/driver/nvidia/version") as file: found["driver"] = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read())[0]
+    except (OSError, TypeError): pass
+    return found
 
 
 def peak_of(trainer: Trainer) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .gauges import PHASES, Timed, Watch, clipped, machine, peak_of, timed_step, waiting_batches
+from .gauges import PHASES, Timed, Watch, about, clipped, machine, peak_of, timed_step, waiting_batches
 from .events import GivenUp
 from .registry import find
 from .trainer import Trainer
@@ -228,7 +228,7 @@ class Probes:
         steps, passed = max(1, trainer.step - step), began - clock
         phases = watch.phases() | {"logging": 1000 * self._attending / steps, "checkpoint": 1000 * self._saving / steps}
         row: dict[str, Any] = {"phases": {name: round(ms, 4) for name, ms in phases.items()}} | looked.found()
-        row |= machine(trainer.device, (clock, used))
+        row |= machine(trainer.device, (clock, used)) | ({} if self.rows else {"about": about(trainer.device)})
         if trainer.samples > samples: row["samples_s"] = round((trainer.samples - samples) / passed, 2)
         if self._queue: row["workers"] = self._queue
         if "scale" in row: row["skipped"] = trainer.numbers.skipped

@@ -5,6 +5,7 @@
 # %% ../nbs/50_trial.ipynb #ae879081
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -20,6 +21,7 @@ from .events import GivenUp
 from .optim import train_step
 from .source import ConfigError
 from .trainer import Trainer
+from .workers import Wishes
 
 # %% auto #0
 __all__ = ['Trial', 'trial']
@@ -147,6 +149,7 @@ def trial(trainer: Trainer) -> Iterator[Trial]:
             for part in (trainer.model, trainer.loss):
                 if isinstance(part, torch.nn.Module): part.train()
             trainer.record, trainer.history = None, History()
+            if trainer.wishes is None: trainer.wishes, trainer._thread = Wishes(), threading.get_ident()  # nobody else trains now
             for update in trainer.updates.values(): update.start_anew()
             yield Trial(trainer, open_until)
     finally:
