@@ -38,7 +38,7 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
            "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
            "branch": "onward", "launch": "launch", "launch_branch": "onward", "live": "widgets", "ResumePicker": "picker",
-           "compare": "compare"}
+           "compare": "compare", "Diagnostics": "diagnostics"}
 __all__ = list(_PUBLIC)
 # what other programs have as classes; an ImportError, as `from trainbook import …` swallows the words of an AttributeError
 _ELSEWHERE = {"EarlyStopping": "early stopping is a keyword: "

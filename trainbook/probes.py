@@ -154,6 +154,7 @@ class Probes:
         self.trainer, self.share, self.rows = trainer, share, deque(maxlen=300)
         self._measured: tuple | None = None  # two steps, whose numbers the device may still be computing
         self._armed: tuple | None = None     # the step that is to be measured
+        self.number = 0  # of rows so far
         self._flops, self._counted, self._first = None, False, trainer.step + 3  # the first steps are those of caches
         self._began = self._due = time.perf_counter()
         self._since()
@@ -190,6 +191,12 @@ class Probes:
         began = time.perf_counter()
         try: type(self.trainer).save(self.trainer, *words, **more)
         finally: self._saving += time.perf_counter() - began
+
+    def keep(self, event: str, row: dict) -> None:
+        "A row for who looks at this process, whether there is a run or not."
+        self.number += 1
+        place = {"event": event, "number": self.number, "step": self.trainer.step, "time": round(time.time(), 3)}
+        self.rows.append(place | row)
 
     def _plainly(self, window: list) -> Any: return type(self.trainer)._take_step(self.trainer, window)
 
@@ -228,14 +235,15 @@ class Probes:
         steps, passed = max(1, trainer.step - step), began - clock
         phases = watch.phases() | {"logging": 1000 * self._attending / steps, "checkpoint": 1000 * self._saving / steps}
         row: dict[str, Any] = {"phases": {name: round(ms, 4) for name, ms in phases.items()}} | looked.found()
-        row |= machine(trainer.device, (clock, used)) | ({} if self.rows else {"about": about(trainer.device)})
+        row |= machine(trainer.device, (clock, used))
+        if not any("about" in one for one in self.rows): row["about"] = about(trainer.device)
         if trainer.samples > samples: row["samples_s"] = round((trainer.samples - samples) / passed, 2)
         if self._queue: row["workers"] = self._queue
         if "scale" in row: row["skipped"] = trainer.numbers.skipped
         if self._flops:
             row["flops_s"] = self._flops * 1000 / max(1e-9, sum(phases.values()))
             if peak := peak_of(trainer): row["of_peak"] = round(row["flops_s"] / peak, 4)
-        self.rows.append({"step": trainer.step, "time": round(time.time(), 3)} | row)
+        self.keep("probe", row)
         if trainer.record: trainer.record.ledger.log("probe", trainer.step, **row)
         self._since()
         now = time.perf_counter()
@@ -244,8 +252,12 @@ class Probes:
 
 def clip(trainer: Trainer) -> Probes:
     "The probes of a trainer, on it; the same ones if it has some."
+    return _probes_of(trainer) or Probes(trainer).on()
+
+
+def _probes_of(trainer: Trainer) -> Probes | None:
     there = getattr(vars(trainer).get("_attend"), "__self__", None)
-    return there if isinstance(there, Probes) else Probes(trainer).on()
+    return there if isinstance(there, Probes) else None
 
 # %% ../nbs/52_probes.ipynb #511e1f75
 class Profile:
@@ -282,7 +294,7 @@ def _hushed() -> Iterator[None]:
             os.dup2(before, 2)
             os.close(before)
             said.seek(0)
-            os.write(2, b"".join(line for line in said if not line.startswith(b"USDT:")))
+            os.write(2, b"".join(line for line in said if not line.startswith((b"USDT:", b"ERROR: External init"))))
 
 
 def profile(trainer: Trainer, steps: int = 20) -> Profile:
@@ -338,4 +350,6 @@ def answer(trainer: Trainer, question: str) -> None:
         text, more = f"{question}: no answer: {type(error).__name__}: {error}", {}
     else: text, more = f"{question}: {found.text}", {"found": found.row()}
     trainer.console.line(text)
-    trainer.row("answer", to=question, text=text, **more)
+    row = {"to": question, "text": text, **more}
+    trainer.row("answer", **row)
+    if probes := _probes_of(trainer): probes.keep("answer", row)

@@ -20,8 +20,8 @@ from .series import clock
 from .widgets import CELL, COLOURS, MUTED, PALE, box
 
 # %% auto #0
-__all__ = ['Readings', 'Check', 'checks', 'card', 'memory_card', 'busy_card', 'time_card', 'checks_card', 'gradients_card',
-           'units_card', 'overview', 'picture', 'report']
+__all__ = ['Readings', 'Check', 'checks', 'card', 'memory_card', 'busy_card', 'phase_bar', 'time_card', 'checks_card',
+           'gradients_card', 'units_card', 'overview', 'picture', 'report']
 
 # %% ../nbs/57_readings.ipynb #b0f807e8
 # Map of this module, top to bottom:
@@ -37,22 +37,22 @@ class Readings:
 
     def __init__(self, source: Path | Probes):
         self.source, self.rows, self.answers, self.about = source, [], {}, {}
-        self._offset, self._seen = 0, 0.0
+        self._offset, self._seen = 0, 0
         self.poll()
 
     def poll(self) -> bool:
         "Reads what came since; is anything new?"
         if isinstance(self.source, Probes):
-            new = [row for row in [*self.source.rows] if row["time"] > self._seen]
-            self._seen = max([self._seen, *(row["time"] for row in new)])
+            new = [row for row in [*self.source.rows] if row["number"] > self._seen]
+            self._seen = max([self._seen, *(row["number"] for row in new)])
         else:
             new, offset = read_rows(self.source, self._offset, "probe", "answer")
             self._offset = offset
         for row in new:
             if row.get("event") == "answer": self.answers[str(row.get("to"))] = row
-            elif isinstance(row.get("phases"), dict): self.rows.append(row)
+            elif _is_sound(row): self.rows.append(row)
             if isinstance(row.get("about"), dict): self.about = row["about"]
-        if len(self.rows) > 600: self.rows = [*self.rows[:300:2], *self.rows[300:]]
+        while len(self.rows) > 600: self.rows = [*self.rows[:-300:2], *self.rows[-300:]]
         return bool(new)
 
     @property
@@ -62,6 +62,21 @@ class Readings:
         "Milliseconds of a step: the median of the last so many."
         last = [row["phases"] for row in self.rows[-many:]]
         return {name: median(float(one.get(name, 0.0)) for one in last) for name in PHASES} if last else {}
+
+
+def _is_sound(row: dict) -> bool:
+    "Is it formed as a probe writes it? A log may have been written by anybody."
+    number = lambda one: isinstance(one, (int, float)) and not isinstance(one, bool)
+    numbers = lambda one: isinstance(one, dict) and all(map(number, one.values()))
+    lists = {"blocks": 3, "dead": 2, "saturated": 2}
+    named = all(isinstance(one, list) and len(one) == many and isinstance(one[0], str) and all(map(number, one[1:]))
+                for key, many in lists.items() if isinstance(row.get(key, []), list) for one in row.get(key, []))
+    plain_ones = all(number(row.get(key, 0)) for key in ("time", "samples_s", "flops_s", "of_peak", "utilization", "scale", "skipped",
+                                                          "temperature", "power"))
+    words = all(isinstance(one, str) for one in row.get("full") or [])
+    return (named and plain_ones and words and "time" in row and numbers(row.get("phases")) and numbers(row.get("memory", {}))
+            and numbers(row.get("types", {})) and all(isinstance(row.get(key, []), list) for key in lists)
+            and (row.get("workers") is None or len(row["workers"]) == 2 and all(map(number, row["workers"]))))
 
 # %% ../nbs/57_readings.ipynb #661f2d66
 class Check(NamedTuple):
@@ -228,19 +243,23 @@ def busy_card(readings: Readings) -> str:
     return card(title, _over_time(readings, {"busy": _series(readings, "utilization")}, title, filled="busy"))
 
 
-def time_card(phases: dict[str, float], title: str = "where a step goes, ms") -> str:
-    "A bar of the phases."
+def phase_bar(phases: dict[str, float]) -> str:
+    "A bar of the phases; those that are too short for words have them below."
     whole, parts = sum(phases.values()) or 1.0, []
-    for name, ms in phases.items():
-        if ms <= 0.002 * whole: continue
+    shown = {name: ms for name, ms in phases.items() if ms > 0.002 * whole}
+    for name, ms in shown.items():
         words = f"{name} {ms:.3g}" if ms > 0.11 * whole else ""
         style = (f"flex:{ms / whole:.4f} 1 0;background:{css_ink(_INKS[name])};border-radius:3px;color:#fff;overflow:hidden;"
-                 "font-size:12px;font-weight:600;white-space:nowrap;min-width:3px;min-height:20px") + ";padding:2px 5px" * bool(words)
-        parts.append(box(words, style, more=f' title="{name} {ms:.3g} ms"'))
-    small = " · ".join(f"{name} {ms:.2g}" for name, ms in phases.items() if 0.002 * whole < ms <= 0.11 * whole)
-    bar = box("".join(parts), "display:flex;gap:2px", more=f' role="img" aria-label="{plain(title)}"')
-    below = box(small, f"color:{MUTED};font-size:11px;margin-top:3px") if small else ""
-    return card(f"{title}, {whole:.3g} in all", bar + below, wide=True)
+                 "font:600 12px/1.5 system-ui,sans-serif;white-space:nowrap;min-width:3px;min-height:20px")
+        parts.append(box(words, style + ";padding:1px 5px" * bool(words), more=f' title="{name} {ms:.3g} ms"'))
+    small = " · ".join(f"{name} {ms:.2g}" for name, ms in shown.items() if ms <= 0.11 * whole)
+    bar = box("".join(parts), "display:flex;gap:2px", more=' role="img" aria-label="where a step goes"')
+    return bar + (box(small, f"color:{MUTED};font-size:11px;margin-top:3px") if small else "")
+
+
+def time_card(phases: dict[str, float], title: str = "where a step goes, ms") -> str:
+    "The phases, and how long a step is."
+    return card(f"{title}, {sum(phases.values()):.3g} in all", phase_bar(phases), wide=True)
 
 
 def _table(rows: list[list[str]], *wide: str) -> str:
@@ -275,7 +294,7 @@ def gradients_card(readings: Readings, many: int = 8, wide: bool = False) -> str
         rows.append([box(plain(name), _MONO, "span"), f"{grad:.2e}", bar,
                      box(f"moves {100 * ratio:.2g} %", f"color:{MUTED};white-space:nowrap", "span")])
     title = "gradient norm by block, unscaled" + f" · {len(shown)} of {len(blocks)}" * (len(shown) < len(blocks))
-    return card(title, _table(rows, "32%", "16%", "34%", "18%"), wide)
+    return card(title, _table(rows, "28%", "20%", "30%", "22%"), wide)
 
 
 def units_card(readings: Readings) -> str:
@@ -283,9 +302,10 @@ def units_card(readings: Readings) -> str:
     row, lines = readings.newest, []
     for kind in ("dead", "saturated"):
         lines += [[f"{kind} units", plain(name), f"{100 * share:.0f} %"] for name, share in row.get(kind, ())[:8]]
-    for kind, many in row.get("types", {}).items(): lines.append(["computed in", plain(kind), f"{many} modules"])
+    lines += [["computed in", plain(kind), f"{many} modules"] for kind, many in row.get("types", {}).items()]
     if row.get("full"): lines.append(["in full precision", plain(", ".join(row["full"])), ""])
-    return card("units and number formats", _table(lines, "20%", "55%", "25%") if lines else "no module was looked into", wide=True)
+    inner = _table(lines, "20%", "55%", "25%") if lines else "no module was looked into"
+    return card("units and number formats", inner, wide=True)
 
 
 def overview(readings: Readings) -> str:
@@ -335,7 +355,9 @@ def report(readings: Readings, name: str = "") -> str:
     phases = readings.phases()
     spent = ", ".join(f"{key} {ms:.3g} ms" for key, ms in phases.items() if ms)
     lines.append(f"step {readings.newest['step']:,}: {spent}")
-    lines += [f"{_SIGNS[one.verdict][0]} {one.name}: {one.found}" + (f"  → {one.fix}" if one.fix else "") for one in checks(readings)]
-    lines += [f"{name:24} gradient {grad:.2e}  moves {100 * ratio:.2g} %" for name, grad, ratio in readings.newest.get("blocks", ())]
+    for one in checks(readings):
+        lines.append(f"{_SIGNS[one.verdict][0]} {one.name}: {one.found}" + (f"  → {one.fix}" if one.fix else ""))
+    for block, grad, ratio in readings.newest.get("blocks", ()):
+        lines.append(f"{block:24} gradient {grad:.2e}  moves {100 * ratio:.2g} %")
     lines += [str(row.get("text", "")) for row in readings.answers.values()]
     return "\n".join(lines)
