@@ -200,8 +200,10 @@ def test_in_a_real_notebook(lab):
         page.save()
     book = nbformat.read(lab.folder/"probed.ipynb", 4)
     kinds = [sorted(one.data) for one in book.cells[2].outputs if "data" in one]
-    assert kinds[0] == ["image/png", "text/html", "text/plain"]
-    with lab.open("probed.ipynb") as page: page.until(2, "where a step goes")  # nobody runs it, and all is there
+    assert kinds == [["image/png", "text/plain"], ["text/html", "text/plain"], ["application/vnd.jupyter.widget-view+json", "text/plain"]]
+    with lab.open("probed.ipynb") as page:  # nobody runs it, and all is there, once
+        page.until(2, "where a step goes")
+        assert not any(one.is_visible() for one in page.output(2).locator("img").all())
     distrusted(lab, "probed.ipynb", "theirs-probed.ipynb")
     with lab.open("theirs-probed.ipynb") as page: until(lambda: page.output(2).locator("img").count() > 0, page)
 

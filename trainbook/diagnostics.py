@@ -75,7 +75,7 @@ class Diagnostics(W.VBox):
         self._work: threading.Thread | None = None
         self._over = threading.Event()
         self._build()
-        super().__init__([self._view, self._controls, self._said], layout=W.Layout(max_width="900px"))
+        super().__init__([self._controls, self._said, self._view], layout=W.Layout(max_width="900px"))
         if self.run and self.trains: self._tell("probe")
         self.paint()
 
@@ -149,7 +149,7 @@ class Diagnostics(W.VBox):
     def paint(self) -> None:
         "Draws what has been read."
         with self._painting:
-            self._view.value = self.html(self.tabs.value) + (hides(self._name) if self._slots else "")
+            self._view.value = self.html(self.tabs.value) + (hides(self._name, 2) if self._slots else "")
             for one in self.buttons: one.disabled = self.busy or not (self.trainer or self.trains)
             words = plain(report(self.readings, self.name))
             self._copy.value = (f'<button class="jupyter-button widget-button" style="width:auto;padding:0 10px" '
@@ -191,18 +191,18 @@ class Diagnostics(W.VBox):
 
     # --- on the page ------------------------------------------------------------------------------
 
-    def still(self) -> dict[str, Any]:
-        "All at a glance, as text, HTML and picture, for who sees no widget."
-        found: dict[str, Any] = {"text/plain": repr(self), "text/html": self.html() + lost(self._name)}
-        if self.readings.rows: found["image/png"] = base64.b64encode(picture(self.readings)).decode()
-        return found
+    def stills(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        "All at a glance for who sees no widget: a picture and a text, and HTML which hides them where it may be shown."
+        first = {"text/plain": repr(self)}
+        if self.readings.rows: first["image/png"] = base64.b64encode(picture(self.readings)).decode()
+        return first, {"text/plain": "", "text/html": self.html() + hides(f"{self._name}-html") + lost(self._name)}
 
     def show(self) -> None:
         "On the page, here, and followed from now on."
         if not in_notebook(): return print(self)
         with self._painting:
             self.readings.poll()
-            self._slots, self._still_at = show_widget(self, self.still()), time.monotonic() + 5
+            self._slots, self._still_at = show_widget(self, *self.stills()), time.monotonic() + 5
             self.paint()
         heard_beside(self.tabs, *self.buttons)
         self._over.set()
@@ -218,7 +218,7 @@ class Diagnostics(W.VBox):
                 if trained != self.trains: trained, self._still_at = self.trains, 0.0; self.paint()
                 count = len(self.readings.rows) + len(self.readings.answers)
                 if count == kept or time.monotonic() < self._still_at: continue
-                self._slots[0].update(self.still(), raw=True)
+                for slot, still in zip(self._slots, self.stills()): slot.update(still, raw=True)
                 kept, self._still_at = count, time.monotonic() + 30
             except Exception as error:  # no training fails for a picture of it
                 return self._say(f"no longer followed: {type(error).__name__}: {error}")
