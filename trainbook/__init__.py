@@ -18,7 +18,10 @@ The page number is the layer; a module imports only from pages before its own.
     4x doors      stages  launch  onward                       configs that train, here or elsewhere
                   series  curves  drawing  widgets             what there is to see of a run
                   compare  picker                              runs side by side; what one can go on from
-    5x why        gauges  trial  probes                        what is measured while it trains, and in steps that leave no trace
+    5x why        machine  doctor                               what there is to compute with
+                  trial  gauges  probes                        steps that leave no trace; what is measured while it trains
+                  memory  finders  diagnose  replay            what it takes, which numbers, why the loss does not fall, or is none
+                  readings  diagnostics                        all of that, judged and shown
                   cli                                          the command line
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
@@ -38,7 +41,8 @@ _PUBLIC = {"Config": "config", "ConfigError": "source",
            "load_weights": "weights", "Trainer": "trainer", "Callback": "events", "History": "console", "KeyedLoader": "data",
            "Paused": "events", "BaseTrainer": "stages", "create_trainer": "stages", "train_stages": "stages", "resume": "onward",
            "branch": "onward", "launch": "launch", "launch_branch": "onward", "live": "widgets", "ResumePicker": "picker",
-           "compare": "compare", "Diagnostics": "diagnostics"}
+           "compare": "compare", "Doctor": "doctor", "memory": "memory", "find_lr": "finders", "find_batch_size": "finders",
+           "diagnose": "diagnose", "replay": "replay", "Diagnostics": "diagnostics"}
 __all__ = list(_PUBLIC)
 # what other programs have as classes; an ImportError, as `from trainbook import …` swallows the words of an AttributeError
 _ELSEWHERE = {"EarlyStopping": "early stopping is a keyword: "
