@@ -187,3 +187,21 @@ def test_steps_inside_are_those_of_a_training():
         for window, _ in zip(inside.windows(), range(13)): inside.step(window)
         assert torch.equal(tried.model[0].weight, trained.model[0].weight)
     assert torch.equal(tried.model[0].weight, make_one().model[0].weight)
+
+
+def test_what_rests_rests_in_a_trial_too():
+    "A norm that a person froze with eval(), one that rests by the config, weights that thaw later."
+    model = exact.net(norm=True)
+    model[1].eval()
+    trainer = Trainer(model, exact.loader(), loss="cross_entropy", freeze={"0.*": 2}, epochs=3, run=False, quiet=True)
+    was = {name: one.clone() for name, one in model.state_dict().items()}
+    with trial(trainer) as inside:
+        for window, _ in zip(inside.windows(), range(3)): inside.step(window, lr=1.0)
+        now = model.state_dict()
+        assert torch.equal(now["1.running_mean"], was["1.running_mean"]) and torch.equal(now["0.weight"], was["0.weight"])
+        assert not torch.equal(now["3.weight"], was["3.weight"])
+    assert not model[0].weight.requires_grad and not model[1].training
+    for _ in range(2): trainer.train_epoch()
+    with trial(trainer) as inside:
+        inside.step(next(inside.windows()), lr=1.0)
+        assert model[0].weight.requires_grad and not torch.equal(model.state_dict()["0.weight"], was["0.weight"])

@@ -20,7 +20,8 @@ The page number is the layer; a module imports only from pages before its own.
                   compare  picker                              runs side by side; what one can go on from
     5x why        machine  doctor                               what there is to compute with
                   trial  gauges  probes                        steps that leave no trace; what is measured while it trains
-                  memory  finders  diagnose  replay            what it takes, which numbers, why the loss does not fall, or is none
+                  memory  finders                              what a step takes; which rate, which batch size
+                  examine  diagnose  replay                    why the loss does not fall, or is no number
                   readings  diagnostics                        all of that, judged and shown
                   cli                                          the command line
 
