@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
+from .registry import find
 from .source import ConfigError, near
 
 # %% auto #0
 __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', 'samples_in', 'ahead', 'mix', 'reseed',
-           'reseed_python_numpy', 'rng_state', 'set_rng_state', 'seed_everything', 'aside', 'make_deterministic',
-           'how_exact', 'Waiting', 'Tally']
+           'reseed_python_numpy', 'rng_state', 'set_rng_state', 'seed_everything', 'aside', 'out_of_memory', 'answered',
+           'make_deterministic', 'how_exact', 'Waiting', 'Tally']
 
 # %% ../nbs/10_device.ipynb #7b6ee3c5
 # Map of this module, top to bottom:
@@ -31,6 +33,7 @@ __all__ = ['pick_device', 'Precision', 'pick_precision', 'move', 'tensors_in', '
 #   mix, reseed                 a key from numbers; all generators of the process from a key
 #   rng_state, set_rng_state    everything random, as a value
 #   aside                       random work that leaves no trace outside
+#   out_of_memory, answered     is it that? what a page above knows about it
 #   make_deterministic, how_exact    what torch needs to compute the same twice; what is set, for the record
 #   Waiting, Tally              numbers that stay on the device until many are fetched in one copy; their means
 
@@ -221,6 +224,20 @@ def aside(key: int) -> Iterator[None]:
     seed_everything(key)
     try: yield before
     finally: set_rng_state(before)
+
+# %% ../nbs/10_device.ipynb #1bcd416e
+def out_of_memory(error: BaseException | None) -> bool:
+    "Is this error one of memory that was not there?"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)): return True
+    words = r"out of memory|can't allocate memory|STATUS_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
+
+
+def answered(error: BaseException | None, trainer: Any) -> None:
+    "A page above that knows more about an error adds a note to it; what goes wrong in there hides nothing."
+    if not out_of_memory(error): return
+    try: find("answer", "trainbook.memory:answer")(trainer)
+    except Exception: return  # the error itself is what a person must see
 
 # %% ../nbs/10_device.ipynb #abffbe6a
 def make_deterministic() -> None:

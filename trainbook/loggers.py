@@ -14,7 +14,7 @@ from typing import Any
 from .config import Config
 from .console import Console, History, from_here, names_in, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
-from .device import rng_state
+from .device import answered, rng_state
 from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
 from .foreign import export_checkpoint
 from .layers import nested
@@ -203,6 +203,7 @@ class Recorded(Session):
         "Everyone is told, everything is let go of."
         record = self.record
         try:
+            answered(self.error, self)
             if record or not self.writes: self.tell("fit_end")
         finally:
             self.rng, self.record = rng_state(), None

@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from .source import ConfigError
 
 # %% auto #0
-__all__ = ['prepare', 'Average', 'put_back', 'Statistics', 'summary', 'spell_count', 'size_of']
+__all__ = ['prepare', 'blocks_of', 'Average', 'put_back', 'Statistics', 'summary', 'spell_count', 'size_of']
 
 # %% ../nbs/14_model.ipynb #d10c01be
 # Map of this module, top to bottom:
-#   prepare         the switches of a config, in place
+#   prepare         the switches of a config, in place · blocks_of: what it would compute twice
 #   Average         an exponential average of the weights · put_back: the weights that train, from a checkpoint
 #   Statistics      running statistics that a step may have spoilt go back
 #   summary         layers, parameters, memory · spell_count, size_of
@@ -63,11 +63,15 @@ def _undo(model: torch.nn.Module, training: Any) -> None:
 def _is_twice(part: torch.nn.Module) -> bool: return getattr(vars(part).get("forward"), "func", None) is _twice
 
 
-def _recompute_blocks(model: torch.nn.Module) -> None:
+def blocks_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    "What gradient_checkpointing computes twice: the parts of a ModuleList, and those of a Sequential that have parts themselves."
     blocks = [part for whole in model.modules() if isinstance(whole, (torch.nn.ModuleList, torch.nn.Sequential))
               for part in whole if isinstance(whole, torch.nn.ModuleList) or any(part.children())]
-    blocks = [one for one in blocks if not any(one is not other and one in set(other.modules()) for other in blocks)]
-    if not blocks:
+    return [one for one in blocks if not any(one is not other and one in set(other.modules()) for other in blocks)]
+
+
+def _recompute_blocks(model: torch.nn.Module) -> None:
+    if not (blocks := blocks_of(model)):
         raise ConfigError("gradient_checkpointing  found no blocks: no ModuleList, no Sequential of parts that have parts; "
                           "give the model a gradient_checkpointing_enable()")
     for block in blocks:

@@ -62,8 +62,8 @@ class _Kept:
             raise ConfigError("model  has weights without a shape before its first batch; call it once, then ask again")
         loose = [[own for own in self.own.values() if not isinstance(own, KeyedLoader)],
                  *(vars(update) for update, _ in self.updates), [[state, groups] for _, state, groups in self.states]]
-        self.grads = [(one, one.grad) for one in dict.fromkeys(weights) if isinstance(one, torch.nn.Parameter)]
-        everything = dict.fromkeys([*weights, *tensors_in(loose), *(grad for _, grad in self.grads if grad is not None)])
+        self.grads = [(one, one.grad, one.requires_grad) for one in dict.fromkeys(weights) if isinstance(one, torch.nn.Parameter)]
+        everything = dict.fromkeys([*weights, *tensors_in(loose), *(grad for _, grad, _ in self.grads if grad is not None)])
         self.bits = [(one, _copied(one)) for one in everything]
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class _Kept:
         for optimizer, state, groups in self.states:
             _refill(optimizer.state, state)
             for group, was in zip(optimizer.param_groups, groups): _refill(group, was)
-        for parameter, grad in self.grads: parameter.grad = grad
+        for parameter, grad, learns in self.grads: parameter.requires_grad_(learns).grad = grad
         for one, bits in self.bits: one.data.copy_(bits)
 
 
@@ -147,7 +147,8 @@ def trial(trainer: Trainer) -> Iterator[Trial]:
         with aside(mix(trainer.seed, 7)), torch.enable_grad(), ExitStack() as open_until:
             for name in kept.clipped: vars(trainer).pop(name)
             for part in (trainer.model, trainer.loss):
-                if isinstance(part, torch.nn.Module): part.train()
+                if isinstance(part, torch.nn.Module) and not part.training: part.train()
+            trainer.freezing.at(trainer.epoch)
             trainer.record, trainer.history = None, History()
             if trainer.wishes is None: trainer.wishes, trainer._thread = Wishes(), threading.get_ident()  # nobody else trains now
             for update in trainer.updates.values(): update.start_anew()
