@@ -25,10 +25,11 @@ def made(seconds: float) -> tuple[Trainer, Clock]:
     torch.manual_seed(0)
     wide = 640 if seconds > 0.005 else 64
     x = torch.randn(64 * 500, wide)
-    layers = [torch.nn.Linear(wide, wide), torch.nn.ReLU()] * 6 + [torch.nn.Linear(wide, 2)]
+    layers = [layer for _ in range(6) for layer in (torch.nn.Linear(wide, wide), torch.nn.ReLU())] + [torch.nn.Linear(wide, 2)]
     clock = Clock()
-    trainer = Trainer(torch.nn.Sequential(*layers), DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 64), loss="cross_entropy", num_epochs=10**5, lr=1e-4,
-                      run=False, quiet=True, callbacks=[clock])
+    data = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 64)
+    trainer = Trainer(torch.nn.Sequential(*layers), data, loss="cross_entropy", num_epochs=10**5, lr=1e-4, run=False, quiet=True,
+                      callbacks=[clock])
     return trainer, clock
 
 
@@ -49,8 +50,8 @@ def main(turns: int) -> None:
         for _ in range(turns):
             without, beside = turn(plain, first, steps), turn(probed, second, steps)
             ratios.append(beside / without)
-        print(f"a step of {1000 * without:.2f} ms: with probes {statistics.median(ratios):.4f} of its time (from {min(ratios):.3f} to {max(ratios):.3f}, {turns} turns, "
-              f"{probes.number} readings), wanted ≤ 1.01")
+        print(f"a step of {1000 * without:.2f} ms: with probes {statistics.median(ratios):.4f} of its time "
+              f"(from {min(ratios):.3f} to {max(ratios):.3f}, {turns} turns, {probes.number} readings), wanted ≤ 1.01")
         probes.off()
         again = [turn(probed, second, steps) / turn(plain, first, steps) for _ in range(turns)]
         print(f"  taken off: {statistics.median(again):.4f} (from {min(again):.3f} to {max(again):.3f})")

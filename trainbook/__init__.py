@@ -21,7 +21,8 @@ The page number is the layer; a module imports only from pages before its own.
     5x why        machine  doctor                               what there is to compute with
                   trial  gauges  probes                        steps that leave no trace; what is measured while it trains
                   memory  finders                              what a step takes; which rate, which batch size
-                  examine  diagnose  replay                    why the loss does not fall, or is no number
+                  examine  diagnose                            why the loss does not fall
+                  culprit  replay                              where it became no number, and that step again
                   readings  diagnostics                        all of that, judged and shown
                   cli                                          the command line
 

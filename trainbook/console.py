@@ -19,13 +19,14 @@ from .schedule import Schedule, curve
 from .source import ConfigError, near
 
 # %% auto #0
-__all__ = ['in_notebook', 'this_cell', 'Bar', 'from_here', 'Console', 'fill', 'names_in', 'spell_row', 'spell_number', 'History',
-           'plot']
+__all__ = ['in_notebook', 'this_cell', 'Bar', 'from_here', 'Console', 'explain', 'fill', 'names_in', 'spell_row', 'spell_number',
+           'History', 'plot']
 
 # %% ../nbs/18_console.ipynb #b806aa5b
 # Map of this module, top to bottom:
 #   Bar             how far it is; drawn after half a second, where it can be redrawn
 #   Console         lines to the screen and to train.log
+#   explain         why a gradient was not finite, found out by a later page
 #   fill, names_in  a line that a person has written, with numbers; the names that such lines want
 #   spell_row       a row of numbers as a line
 #   History         what was measured, as a table and as a picture
@@ -211,6 +212,12 @@ def _live(run: Any) -> Any:
     except Exception as error:  # no training fails for a picture of it
         print(f"note: no live panel: {type(error).__name__}: {error}", file=sys.stderr)
         return None
+
+
+def explain(trainer: Any) -> None:
+    "After a gradient that was not finite: why. What goes wrong in finding out is a note on the error, never another error."
+    try: find("answer", "trainbook.replay:postmortem")(trainer)
+    except BaseException as late: trainer.error.add_note(f"and no post-mortem could be made: {type(late).__name__}: {late}")
 
 
 _PLACE = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")

@@ -324,6 +324,10 @@ class KeyedLoader:
         "The next batches() goes on from this state."
         if isinstance(self._kind, _Flow) and self._kind.stateful: self._kind.state = dict(state) or None
 
+    def indices(self, epoch: int, batch: int) -> list | None:
+        "The samples of the dataset that a batch is made of; None where it is not made of any by their number."
+        return [*self._kind.plan(epoch)[batch]] if isinstance(self._kind, _Indexed) and self._kind.batches.batched else None
+
     def identity(self) -> dict[str, Any]:
         "What an exact resume relies on, as plain data for a checkpoint."
         return {"seed": self.seed, "samples": None, "batch_size": None, "batches": None} | self._kind.about()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .console import Console, History, from_here, names_in, spell_row
+from .console import Console, History, explain, from_here, names_in, spell_row
 from .data import KeyedLoader, keyed, keyed_by_name, length_of
 from .device import answered, rng_state
 from .events import GivenUp, Listeners, Origin, Record, Session, origin_of, picture, place
@@ -191,7 +191,9 @@ class Recorded(Session):
 
     def rescue(self) -> None:
         "After an error between two steps, what was reached is kept."
-        if isinstance(self.error, NonFinite): self.torn = "met a gradient that was not finite"
+        if isinstance(self.error, NonFinite):
+            self.torn = "met a gradient that was not finite"
+            explain(self)
         if self.in_step == "step" or self.in_step == "telling" and self.listeners.state_dict():
             self.shaken = f"{type(self.error).__name__} in step {self.step + (self.in_step == 'step'):,}"
             return

@@ -119,9 +119,10 @@ def is_running(metric: Any) -> bool:
 
 # %% ../nbs/22_metrics.ipynb #6531b80f
 class NonFinite(RuntimeError):
-    "A gradient that is NaN or infinite; the weights are those before it."
+    "A gradient that is NaN or infinite, of the step `at`; the weights are those before it."
 
-    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
+    def __init__(self, text: str, at: Step | None = None): super().__init__(text); self.at = at
+    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}", *getattr(self, "__notes__", ())]
 
 
 class Step(NamedTuple):
@@ -168,9 +169,9 @@ class Numbers:
                 yield "warning", step, {"text": text}
                 self.skipped += 1
                 if self.skipped <= allowed: continue
-                if allowed: raise NonFinite(f"{text}; it is number {self.skipped}, and nonfinite: {allowed} leaves out no more")
-                raise NonFinite(f"{text}; the weights are those before it. Try a lower lr, clip: 1.0, or precision: fp32; "
-                                "nonfinite: skip leaves such steps out")
+                why = (f"it is number {self.skipped}, and nonfinite: {allowed} leaves out no more" if allowed else "the weights "
+                    "are those before it. Try a lower lr, clip: 1.0, or precision: fp32; nonfinite: skip leaves such steps out")
+                raise NonFinite(f"{text}; {why}", step)
             self._epoch.add(step.samples, numbers)
             self._since.add(step.samples, numbers)
             if writes_row(step.number):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ from .tensorfile import CheckpointError
 from .words import safe
 
 # %% auto #0
-__all__ = ['resume', 'branch', 'launch_branch', 'resume_or_begin', 'trained', 'changes_since']
+__all__ = ['resume', 'branch', 'launch_branch', 'resume_or_begin', 'trained', 'rebuilt', 'changes_since']
 
 # %% ../nbs/47_onward.ipynb #38cabb8e
 # Map of this module, top to bottom:
 #   resume              a run, or a checkpoint in it
 #   branch, launch_branch    a new run from a checkpoint of another; in a process of its own
 #   resume_or_begin     a config, and a checkpoint that may be of another training
-#   trained             the system of a checkpoint, to evaluate and predict with
+#   trained, rebuilt    the system of a checkpoint, to evaluate and predict with; that of a stage, as its config makes it
 #   changes_since       what is other now than when a run began
 
 # %% ../nbs/47_onward.ipynb #ea6461a2
@@ -244,11 +244,16 @@ def trained(name: str | Path, trust_code: bool = False) -> BaseTrainer:
     "The system of a checkpoint in a run, with its weights: to evaluate, and to predict with."
     run, found = _meant(f"{name}@latest" if (Path(name)/"run.json").exists() else name)
     found = found or select(name)
-    _use_code(run, trust_code)
-    _check_found(run, [found.path.parent.name], but="callback")
-    config = run.config.stage(found.path.parent.name) if run.config.has_stages else run.config
     plain = {"keep": ["model"], "allow": [], "rename": {}, "into": None, "optional": False}
-    return create_trainer(config.merge({"kind": "evaluate", "init_from": str(found.path), **plain}), run)
+    return rebuilt(run, found.path.parent.name, trust_code, {"kind": "evaluate", "init_from": str(found.path), **plain})
+
+
+def rebuilt(run: Run, stage: str, trust_code: bool = False, changes: Mapping | None = None, quiet: bool = False) -> BaseTrainer:
+    "The trainer of a stage of a run, as its config makes it; nothing is trained yet, and nothing written."
+    _use_code(run, trust_code)
+    _check_found(run, [stage], but="callback")
+    config = run.config.stage(stage) if run.config.has_stages else run.config
+    return create_trainer(config.merge(changes or {}), run, quiet=quiet)
 
 # %% ../nbs/47_onward.ipynb #b5d1b00f
 def changes_since(run: Run) -> list[str]:

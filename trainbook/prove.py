@@ -148,7 +148,7 @@ def _in_files(stage: str, a: Path, b: Path) -> Iterator[Difference]:
     "What an extraction wrote: arrays in files outside the checkpoints."
     def there(folder: Path) -> dict[str, Path]:
         found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("[!.]*")) if path.suffix in _ARRAYS}
-        return {name: path for name, path in found.items() if not name.startswith(("step-", "."))}
+        return {name: path for name, path in found.items() if not name.startswith(("step-", "nonfinite-", "."))}
     ours, theirs = there(a), there(b)
     for name in {**ours, **theirs}:
         if name not in ours or name not in theirs: what = f"is only in {(a if name in ours else b).parent}"
