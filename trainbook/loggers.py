@@ -44,8 +44,7 @@ def history_of(origin: Origin | None) -> History:
     return History(row for row in rows if row["step"] <= origin.step)
 
 
-_OURS = ("inbox", "code", "branches", "tensorboard", "archive", "run.json", "config.yaml", "events.jsonl", "train.log",
-         "owner.json")
+_OURS = "inbox code branches tensorboard archive run.json config.yaml events.jsonl train.log owner.json".split()
 
 
 class Recorded(Session):
@@ -63,8 +62,7 @@ class Recorded(Session):
         self.origin: Origin | None = None  # the checkpoint or the session that this one goes on from
         self.loaded, self.allow_drift = False, False  # from a file that lies in no run; with other data
         t = config.training
-        self.schedule: Any = None
-        self.ends: tuple = ()              # of the schedule, at which training went on
+        self.schedule, self.ends = None, ()  # the ends of the schedule at which training went on
         mode = direction(t.monitor or "val_loss", t.monitor_mode) if t.early_stopping else "min"
         self._val_loaders: dict[str, KeyedLoader] = {}  # by name; one alone has none
         self.stopped_early, self.judged = False, ""  # by which metric, and its direction

@@ -47,7 +47,7 @@ class _Kept:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.own = trainer, dict(vars(trainer))
-        self.clipped = [name for name in self.own if callable(getattr(type(trainer), name, None))]  # over its methods, by a probe
+        self.clipped = [name for name in ("_attend", "_take_step", "save") if name in self.own]  # a probe lies there
         parts = [one for one in self.own.values() if isinstance(one, torch.nn.Module)]
         self.modules = list(dict.fromkeys(module for part in parts for module in part.modules()))
         self.inside = [(module._parameters, module._buffers) for module in self.modules]
@@ -97,8 +97,8 @@ def _copied(one: torch.Tensor) -> torch.Tensor: return one.detach().cpu() if one
 class Trial:
     "A training's model, data and optimizer, to take steps with."
 
-    def __init__(self, trainer: Trainer, open_until: ExitStack):
-        self.trainer, self._open_until, self._loader = trainer, open_until, None
+    def __init__(self, trainer: Trainer, open_until: ExitStack, trains: bool):
+        self.trainer, self._open_until, self._trains, self._loader = trainer, open_until, trains, None
 
     @property
     def loader(self) -> KeyedLoader:
@@ -108,7 +108,7 @@ class Trial:
         if isinstance(whole.source, Iterator):
             raise ConfigError(f"train_loader  a {type(whole.source).__name__} can be read once, and its batches are for the "
                               "training; give a list, a DataLoader or a Dataset")
-        if whole.state_dict(): trainer.check_closed("a trial on data that keeps its own place")
+        if whole.state_dict() and self._trains: trainer.check_closed("a trial on data that keeps its own place")
         self._open_until.enter_context(whole.kept())
         self._loader = KeyedLoader(whole.source, mix(whole.seed, 7), whole.per)
         self._open_until.callback(self._loader.close)
@@ -153,9 +153,10 @@ def trial(trainer: Trainer) -> Iterator[Trial]:
                 if isinstance(part, torch.nn.Module) and not part.training: part.train()
             trainer.freezing.at(trainer.epoch)
             trainer.record, trainer.history = None, History()
-            if trainer.wishes is None: trainer.wishes, trainer._thread = Wishes(), threading.get_ident()  # nobody else trains now
+            trains = trainer.wishes is not None
+            if not trains: trainer.wishes, trainer._thread = Wishes(), threading.get_ident()  # nobody else trains now
             for update in trainer.updates.values(): update.start_anew()
-            yield Trial(trainer, open_until)
+            yield Trial(trainer, open_until, trains)
     finally:
         kept.put_back()
         console.quiet, console.file = quiet, file
