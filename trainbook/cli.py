@@ -87,6 +87,7 @@ def _told(run: Any) -> None:
 @verb("tell", "RUN pause | resume | stop | save | evaluate | set training.lr=… | probe | profile | memory | find_lr "
       "| find_batch_size | diagnose", "say something to a training that runs")
 def _tell(words: Words) -> None:
+    from trainbook.ledger import QUESTIONS
     from trainbook.run import RunError, find_run
     run, command, values = find_run(words.take("a run")), words.take("what to tell it"), {}
     rest = words.rest()
@@ -100,6 +101,7 @@ def _tell(words: Words) -> None:
             status != "finished"))
     run.tell(command, **values)
     if status != "running": print(f"{safe(run.folder)} is {status}; it will hear of it when it goes on", file=sys.stderr)
+    if command in QUESTIONS: print(f"it answers in its log: trainbook watch {safe(run.folder)}")
 
 
 @verb("compare", "RUN … | 'runs/*' | CHECKPOINT CHECKPOINT", "runs side by side, with only what differs")
@@ -130,7 +132,7 @@ def _show_row(row: dict) -> None:
                         if isinstance(value, (int, float)) and key not in ("step", "time", "epoch", "pid", "format"))
     measured = numbers if row["event"] in ("step", "eval", "epoch") else ""
     said = row.get("text") or row.get("status") or row.get("command") or measured
-    if row["event"] == "checkpoint": return
+    if row["event"] in ("checkpoint", "probe"): return
     print(safe(f"{row.get('stage') or ''} step {row.get('step', 0):,}  {row['event']}  {said}"), flush=True)
 
 # %% ../nbs/62_cli.ipynb #27e4f2f1

@@ -18,7 +18,7 @@ from .console import in_notebook
 from .drawing import plain
 from .probes import answer, clip
 from .readings import (Readings, busy_card, card, checks, checks_card, gradients_card, memory_card, overview, phase_bar,
-                                picture, report, time_card, units_card)
+                                picture, report, table, time_card, units_card)
 from .registry import find
 from .run import Run, RunError, find_run
 from .trainer import Trainer
@@ -49,12 +49,10 @@ def shown(row: dict) -> str:
 
 def _profile(found: dict) -> str:
     "Phases as a bar, and the operations that take longest."
-    rows = [(plain(name), f"{calls:g} calls", f"{ms:.3f} ms", f"{100 * share:.1f} %")
+    rows = [[plain(name), f"{calls:g} calls", f"{ms:.3f} ms", f"{100 * share:.1f} %"]
             for name, calls, ms, share in found["operations"]]
-    table = box("".join(f"<tr>{''.join(f'<td>{one}</td>' for one in row)}</tr>" for row in rows),
-                "font-size:12px;margin-top:6px;border-spacing:8px 0", "table")
     trace = f"{found['steps']} steps" + (f"; the trace, for chrome://tracing: {plain(found['trace'])}" if found["trace"] else "")
-    return phase_bar(found["phases"]) + table + box(trace, f"color:{MUTED};font-size:11px")
+    return phase_bar(found["phases"]) + table(rows, "50%", "16%", "17%", "17%") + box(trace, f"color:{MUTED};font-size:11px")
 
 # %% ../nbs/61_diagnostics.ipynb #bfc721e2
 _TABS = ("overview", "memory", "precision", "time", "gradients", "checks")
@@ -108,8 +106,9 @@ class Diagnostics(W.VBox):
         return self._work is not None and self._work.is_alive()
 
     def _tell(self, question: str) -> None:
-        try: (self.run or self.trainer.run).tell(question)
-        except (OSError, RunError, AttributeError) as error: self._say(f"not asked: {error}")
+        if (run := self.run or self.trainer.run) is None: return self._say("it writes no run; ask when its training has ended")
+        try: run.tell(question)
+        except (OSError, RunError) as error: self._say(f"not asked: {error}")
 
     def ask(self, question: str) -> None:
         "Through the inbox of what trains; a trainer at rest answers here, in a thread of its own."

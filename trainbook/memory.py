@@ -205,7 +205,7 @@ def shown(row: Mapping[str, Any]) -> str:
     blocks = [[plain(name), spell_size(own), spell_size(kept)] for name, own, kept in found.blocks]
     tables = _table(["part", "size", "share"], parts)
     if len(blocks) > 1: tables += _table(["block", "parameters", "activations"], blocks)
-    changes = [[f"<code>{plain(words)}</code>", _bar(size / whole), spell_size(size), plain(cost)]
+    changes = [[f"<code>{plain(words)}</code>", _bar(size / whole), spell_size(size).replace(" ", "\u00a0"), plain(cost)]
                for words, size, cost in found.changes]
     less = _table(["it would be less with", "", "saves", "at the price of"], changes, "lrrl") if changes else ""
     side = box(tables, "display:flex;gap:4px 36px;flex-wrap:wrap;align-items:flex-start")

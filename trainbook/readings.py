@@ -20,7 +20,7 @@ from .series import clock
 from .widgets import CELL, COLOURS, MUTED, PALE, box
 
 # %% auto #0
-__all__ = ['Readings', 'Check', 'checks', 'card', 'memory_card', 'busy_card', 'phase_bar', 'time_card', 'checks_card',
+__all__ = ['Readings', 'Check', 'checks', 'card', 'memory_card', 'busy_card', 'phase_bar', 'time_card', 'table', 'checks_card',
            'gradients_card', 'units_card', 'overview', 'picture', 'report']
 
 # %% ../nbs/60_readings.ipynb #b0f807e8
@@ -262,7 +262,7 @@ def time_card(phases: dict[str, float], title: str = "where a step goes, ms") ->
     return card(f"{title}, {sum(phases.values()):.3g} in all", phase_bar(phases), wide=True)
 
 
-def _table(rows: list[list[str]], *wide: str) -> str:
+def table(rows: list[list[str]], *wide: str) -> str:
     "Cells of HTML, in columns of these widths."
     cell = f"{CELL}left;font-size:12px;vertical-align:top;overflow-wrap:anywhere;width:"
     lines = ["".join(box(one, cell + size, "td") for one, size in zip(row, wide)) for row in rows]
@@ -276,7 +276,7 @@ def checks_card(found: list[Check], wide: bool = False) -> str:
         sign, colour = _SIGNS[one.verdict]
         rows.append([box(f"{sign} ", f"color:{COLOURS[colour]};font-weight:600", "span") + plain(one.name), plain(one.found),
                      box(plain(one.fix), f"color:{MUTED};{_MONO}", "span")])
-    return card("checks", _table(rows, "26%", "36%", "38%") if rows else "nothing was measured yet", wide)
+    return card("checks", table(rows, "26%", "36%", "38%") if rows else "nothing was measured yet", wide)
 
 
 def gradients_card(readings: Readings, many: int = 8, wide: bool = False) -> str:
@@ -292,9 +292,9 @@ def gradients_card(readings: Readings, many: int = 8, wide: bool = False) -> str
         colour = "red" if not 0 < grad < math.inf else "orange" if ratio > 0.05 else "blue"
         bar = box("", f"height:9px;border-radius:2px;width:{100 * part:.0f}%;min-width:2px;background:{COLOURS[colour]}")
         rows.append([box(plain(name), _MONO, "span"), f"{grad:.2e}", bar,
-                     box(f"moves {100 * ratio:.2g} %", f"color:{MUTED};white-space:nowrap", "span")])
+                     box(f"moves {100 * ratio:.2g} %", f"color:{MUTED}", "span")])
     title = "gradient norm by block, unscaled" + f" · {len(shown)} of {len(blocks)}" * (len(shown) < len(blocks))
-    return card(title, _table(rows, "28%", "20%", "30%", "22%"), wide)
+    return card(title, table(rows, "26%", "18%", "28%", "28%"), wide)
 
 
 def units_card(readings: Readings) -> str:
@@ -304,7 +304,7 @@ def units_card(readings: Readings) -> str:
         lines += [[f"{kind} units", plain(name), f"{100 * share:.0f} %"] for name, share in row.get(kind, ())[:8]]
     lines += [["computed in", plain(kind), f"{many} modules"] for kind, many in row.get("types", {}).items()]
     if row.get("full"): lines.append(["in full precision", plain(", ".join(row["full"])), ""])
-    inner = _table(lines, "20%", "55%", "25%") if lines else "no module was looked into"
+    inner = table(lines, "20%", "55%", "25%") if lines else "no module was looked into"
     return card("units and number formats", inner, wide=True)
 
 
