@@ -57,7 +57,7 @@ def test_nothing_is_left_of_probes_that_are_off():
     trainer.train_epoch()
     before = {*vars(trainer)}
     probes = clip(trainer)
-    assert clip(trainer) is probes and {*vars(trainer)} == before | {"_attend", "save"}
+    assert clip(trainer) is probes and {*vars(trainer)} == before | {"_attend", "land", "save"}
     trainer.train_epoch()
     probes.off()
     assert {*vars(trainer)} == before
@@ -298,3 +298,83 @@ def test_on_a_gpu():
     watch.now("forward")
     torch.cuda.synchronize()
     assert watch.over() and machine(torch.device("cuda"))["memory"]["total"] > 1e9 and (peak_of(trainer) or 1) > 0
+
+
+def test_an_activation_of_nothing_and_a_step_that_reads_once(tmp_path):
+    class Experts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.act, self.two = torch.nn.Linear(6, 3), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+        def forward(self, x): return torch.cat([self.one(x), self.act(self.two(x[:0]))])
+
+    trainer = Trainer(Experts(), exact.loader(), loss="cross_entropy", epochs=2, run=False, quiet=True)
+    Always(trainer).on()
+    trainer.train()
+    assert trainer.step == 26
+
+    class ReadsOnce(Trainer):
+        calls = 0
+        def training_step(self, batch):
+            type(self).calls += 1
+            return super().training_step(batch)
+
+    trainer = ReadsOnce(exact.net(), exact.loader(), loss="cross_entropy", epochs=2, run=False, quiet=True)
+    Always(trainer).on()
+    trainer.train()
+    assert ReadsOnce.calls == trainer.step == 26
+
+
+def test_an_evaluation_is_no_logging_and_an_answer_no_time_of_training(tmp_path):
+    class Validated(Trainer):
+        def validation_step(self, batch):
+            time.sleep(0.05)
+            return super().validation_step(batch)
+
+    trainer = Validated(exact.net(), exact.loader(), DataLoader(exact.VAL, 20), loss="cross_entropy", epochs=4, eval_every="4 steps", run=False, quiet=True)
+    probes = Always(trainer).on()
+    trainer.train()
+    assert max(row["phases"]["logging"] for row in probes.rows) < 5
+
+    def ask(trainer): trainer.run.tell("profile")
+    trainer = net(run=None, save_dir=str(tmp_path/"clock"), callbacks=[at_step(3, ask)], epochs=8)
+    began = time.monotonic()
+    trainer.train()
+    [row], _ = read_rows(tmp_path/"clock", 0, "answer")
+    assert trainer.seconds < time.monotonic() - began - 0.05
+
+
+def test_phases_with_several_optimizers():
+    class Two(Trainer):
+        def training_step(self, batch):
+            x, y = batch
+            for name in ("first", "second"):
+                time.sleep(0.02)
+                loss = self.loss(self.model(x), y)
+                self.backward(loss, name)
+                self.update(name)
+            return {"loss": loss}
+
+    model = exact.net()
+    optimizers = {"first": torch.optim.Adam(model[0].parameters()), "second": torch.optim.SGD(model[2].parameters(), lr=0.1)}
+    trainer = Two(model, exact.loader(), optimizer=optimizers, loss="cross_entropy", epochs=2, run=False, quiet=True)
+    probes = Always(trainer).on()
+    trainer.train()
+    assert all(row["phases"]["forward"] > 39 and row["phases"]["backward"] < 20 for row in probes.rows)
+
+
+def test_a_question_in_a_pause_is_answered_there(tmp_path):
+    import threading
+    trainer = net(run=None, save_dir=str(tmp_path/"waits"), callbacks=[at_step(3, lambda trainer: trainer.run.tell("pause"))])
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    def until(holds):
+        end = time.monotonic() + 30
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    until(lambda: trainer.run and any(row.get("command") == "pause" for row in read_rows(tmp_path/"waits")[0]))
+    trainer.run.tell("profile")
+    until(lambda: read_rows(tmp_path/"waits", 0, "answer")[0])
+    trainer.run.tell("resume")
+    thread.join()
+    assert trainer.step == 39

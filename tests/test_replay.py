@@ -461,3 +461,32 @@ def test_a_run_of_objects_says_who_can_replay_it(tmp_path):
     again = make(kind=bad_at(13), save_dir=str(tmp_path/"r"))  # the script, run again
     found = replay(again)
     assert found.exact and found.number == 13 and Run(tmp_path/"r").status == "failed" and textwrap.dedent(found.said[0]).startswith("first non-finite: mul in ")
+
+
+def test_a_training_that_runs_is_not_replayed_and_one_that_is_probed_is(here, capsys):
+    import torch
+
+    import exact
+    from trainbook import Trainer, replay
+    from trainbook.metrics import NonFinite
+    from trainbook.probes import clip
+
+    class Logs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = exact.net()
+        def forward(self, x):
+            with torch.no_grad(): self.steps = getattr(self, "steps", 0)
+            return (self.inner(x) - 100.0 * float(bool(x.isinf().any()))).log() if x.isinf().any() else self.inner(x)
+
+    asked = []
+    def ask(trainer):
+        try: replay(trainer)
+        except RuntimeError as error: asked.append(str(error))
+
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(exact.BROKEN, exact.Y), 8)
+    trainer = Trainer(Logs(), data, loss="cross_entropy", epochs=2, save_dir="runs/probed", quiet=True, callbacks=[exact.at_step(1, ask)])
+    clip(trainer)._first = 0
+    with pytest.raises(NonFinite) as failed: trainer.train()
+    assert "replay()" in asked[0] and any("first non-finite" in note or "batch" in note for note in failed.value.__notes__), failed.value.__notes__
+    assert not any("no post-mortem" in note for note in failed.value.__notes__)

@@ -205,3 +205,42 @@ def test_what_rests_rests_in_a_trial_too():
     with trial(trainer) as inside:
         inside.step(next(inside.windows()), lr=1.0)
         assert model[0].weight.requires_grad and not torch.equal(model.state_dict()["0.weight"], was["0.weight"])
+
+
+class Remembers(torch.nn.Module):
+    "Keeps what a person keeps: a state between calls, a list, a cache that is made when it is first wanted."
+    def __init__(self):
+        super().__init__()
+        self.inner, self.h, self.log = exact.net(), torch.zeros(6), {"seen": []}
+
+    def forward(self, x):
+        self.h = 0.9 * self.h + 0.1 * x.mean(0).detach()
+        self.log["seen"].append(len(x))
+        self.cache = x.sum()
+        return self.inner(x + self.h)
+
+
+def test_what_a_module_keeps_beside_weights_comes_back():
+    model = Remembers()
+    trainer = Trainer(model, exact.loader(), loss="cross_entropy", epochs=1, run=False, quiet=True)
+    was, seen = model.h, model.log["seen"]
+    look(trainer)
+    assert model.h is was and not was.any() and model.log["seen"] is seen and seen == [] and not hasattr(model, "cache")
+    trainer.train()
+    assert len(seen) == 13
+
+
+def test_nobody_trains_while_its_weights_are_copied(monkeypatch):
+    import threading
+    import time
+
+    from trainbook import trial as page
+    trainer, copied = odd(), page._copied
+    monkeypatch.setattr(page, "_copied", lambda one: (time.sleep(0.05), copied(one))[1])
+    thread = threading.Thread(target=look, args=(trainer,))
+    thread.start()
+    time.sleep(0.1)
+    with pytest.raises(RuntimeError, match="another thread"): trainer.train()
+    thread.join()
+    trainer.train()
+    assert trainer.step == 8

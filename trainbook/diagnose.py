@@ -392,7 +392,7 @@ _CHECKS = (("outputs", _outputs), ("step", _step), ("inputs", _inputs), ("loss a
 
 def diagnose(trainer: Trainer, seconds: float = 120) -> Diagnosis:
     "Why does the loss not fall? Looks at model and data in trials, so that nothing changes; what was found, the likeliest first."
-    if not trainer.updates: raise ConfigError("diagnose  needs a stage that trains, and this one only computes")
+    if not trainer.updates or trainer.check_thread(): raise ConfigError("diagnose  needs a stage that trains; this one computes")
     began, bar = time.monotonic(), Bar("diagnose", len(_CHECKS), patience=math.inf if trainer.console.quiet else 0.5)
     findings, left_out = [], {}
     try:

@@ -63,6 +63,7 @@ _COPY = ("const b=this,t=b.dataset.report,old=()=>{const a=document.createElemen
 
 class Diagnostics(W.VBox):
     "A training under observation: a trainer of this kernel, or a run that is trained anywhere, which is asked to be probed."
+    _over: threading.Event | None = None
 
     def __init__(self, of: Trainer | Run | str | Path):
         self.trainer = of if isinstance(of, Trainer) else None
@@ -183,7 +184,7 @@ class Diagnostics(W.VBox):
         rest = [f"driver {about['driver']}"] if "driver" in about else []
         rest += [f"{word} {about[key]}" for key, word in (("cuda", "CUDA"), ("torch", "torch")) if key in about]
         rest += [f"{newest[key]:g} {unit}" for key, unit in (("temperature", "°C"), ("power", "W")) if key in newest]
-        title = " · ".join(filter(None, (self.name, about.get("name"))))
+        title = " · ".join(map(str, filter(None, (self.name, about.get("name")))))
         return box(box(plain(title), "font-size:15px", "b") + box(words, pill, "span")
                    + box(plain(" · ".join(rest)), f"color:{MUTED}", "span"),
                    "display:flex;gap:10px;align-items:baseline;flex-wrap:wrap;margin-bottom:8px")
@@ -210,10 +211,16 @@ class Diagnostics(W.VBox):
         threading.Thread(target=run, args=(self._follow, self._over), name="trainbook diagnostics", daemon=True).start()
 
     def _follow(self, over: threading.Event) -> None:
-        kept, trained = len(self.readings.rows), self.trains
+        kept, trained, told, patience = len(self.readings.rows), self.trains, time.monotonic(), 20.0
         while not over.wait(0.5 if self.trains or self.busy else 1.5):
             try:
+                before = len(self.readings.rows)
                 self.poll()
+                if before != len(self.readings.rows): told = time.monotonic()
+                begins = self.trains and not trained  # by itself, or another stage of it: nobody probes that yet
+                if self.run and (begins or self.trains and time.monotonic() - told > patience):
+                    self._tell("probe")
+                    told, patience = time.monotonic(), 20.0 if begins else 2 * patience
                 if trained != self.trains: trained, self._still_at = self.trains, 0.0; self.paint()
                 count = len(self.readings.rows) + len(self.readings.answers)
                 if count == kept or time.monotonic() < self._still_at: continue
@@ -224,7 +231,7 @@ class Diagnostics(W.VBox):
 
     def close(self) -> None:
         "No longer followed."
-        self._over.set()
+        if self._over: self._over.set()
         super().close()
 
     def __repr__(self) -> str: return report(self.readings, self.name)

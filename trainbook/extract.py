@@ -385,7 +385,8 @@ class Computing(Recorded):
         for control in self.record.asked(0, self.linger) if self.record else ():
             command = control["command"]
             if command in ("set", "evaluate", *QUESTIONS):
-                self.console.line(f"{command} is for a stage that trains, not for {self.stage}")
+                self.console.line(said := f"{command} is for a stage that trains, not for {self.stage}")
+                if command in QUESTIONS and command != "probe": self.row("answer", to=command, text=said)
             elif self.written: self.written.keep()
             if command == "pause": self.console.line(f"paused at {self.where}")
             if command == "stop": self.stop()

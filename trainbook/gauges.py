@@ -74,6 +74,7 @@ class Timed:
         object.__setattr__(self if name in ("_update", "_done", "_before") else self._update, name, value)
 
     def backward(self, *loss: Any, **more: Any) -> None:
+        self._done("forward")
         self._update.backward(*loss, **more)
         self._done("backward")
 

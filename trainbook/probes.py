@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .gauges import PHASES, Timed, Watch, about, clipped, machine, peak_of, timed_step, waiting_batches
 from .events import GivenUp
+from .metrics import Task
 from .registry import find
 from .trainer import Trainer
-from .trial import trial
+from .trial import CLIPPED, trial
 
 # %% auto #0
 __all__ = ['blocks_of', 'Inside', 'flops_of', 'Probes', 'clip', 'Profile', 'profile', 'answer']
@@ -81,7 +82,8 @@ class Inside:
         self.names += [self._known.get(one, "loss") for one in there]
         scale = 1.0 if update.scale is None else update.scale
         self.norms += [norm.float() / scale for norm in torch._foreach_norm(grads)]
-        samples = [torch.as_strided(one.detach(), (min(one.numel(), _SAMPLE),), (1,)) for one in there]
+        some = lambda one: ((min(one.numel(), _SAMPLE),), (max(1, one.numel() // _SAMPLE),))  # from all over it
+        samples = [torch.as_strided(one.detach(), *some(one)) for one in there]
         self.before += [(one, one.clone()) for one in samples]
 
     def _hook(self, name: str) -> Callable:
@@ -91,6 +93,7 @@ class Inside:
             if not isinstance(output, torch.Tensor) or not output.is_floating_point(): return
             if own: self.types[name] = output.dtype
             seen, ends = output.detach(), _ENDS.get(type(module))
+            if not seen.numel(): return  # an expert that nobody asked
             if isinstance(module, _DEAD) and seen.dim() > 1:
                 unit = 1 if self._wide else seen.dim() - 1
                 others = [one for one in range(seen.dim()) if one != unit]
@@ -140,7 +143,8 @@ class Inside:
 def flops_of(trainer: Trainer, window: list) -> int | None:
     "The operations of one update, counted in a trial; None where the weights are too many to copy, or it cannot be counted."
     size = sum(one.numel() * one.element_size() for one in trainer.model.parameters())
-    if size > 1 << 29 or trainer.model._compiled_call_impl: return None
+    own = type(trainer).training_step is not Task.training_step  # it may read something that is read once
+    if own or size > 1 << 29 or trainer.model._compiled_call_impl: return None
     try:
         with trial(trainer) as inside, FlopCounterMode(display=False) as counter: inside.step(window)
     except Exception: return None  # of torch's own counting; the step itself is made after this
@@ -161,31 +165,34 @@ class Probes:
 
     def _since(self) -> None:
         "From here on the time of rows and checkpoints is counted."
-        self._attending = self._saving = 0.0
-        self._at = time.perf_counter(), time.process_time(), self.trainer.step, self.trainer.samples
+        self._landing = self._saving = 0.0
+        self._at = time.perf_counter(), time.process_time(), self.trainer.step
 
     def on(self) -> Probes:
         "Lies on the trainer from here on."
-        vars(self.trainer).update(_attend=self._attend, save=self._save)
+        vars(self.trainer).update(_attend=self._attend, land=self._land, save=self._save)
         self.trainer.next_look = 0  # at the next step
         return self
 
     def off(self) -> None:
         "The trainer is as if there had never been a probe."
-        for name in ("_attend", "save", "_take_step"): vars(self.trainer).pop(name, None)
+        for name in CLIPPED: vars(self.trainer).pop(name, None)
 
     # --- what is clipped on -----------------------------------------------------------------------
 
     def _attend(self) -> None:
-        began, saving = time.perf_counter(), self._saving
         type(self.trainer)._attend(self.trainer)
         now = time.perf_counter()
-        self._attending += now - began - (self._saving - saving)
         if self._measured:
             if self._measured[0].over() and self._measured[1].over(): self._write()
         elif self._armed is None and now >= self._due and self.trainer.step >= self._first:
             self._armed, self._watch = (self.trainer.epoch, self.trainer.step), Watch(self.trainer.device)
             vars(self.trainer)["_take_step"] = self._by_the_clock
+
+    def _land(self, wait: bool = True) -> None:
+        began = time.perf_counter()
+        try: type(self.trainer).land(self.trainer, wait)
+        finally: self._landing += time.perf_counter() - began
 
     def _save(self, *words: Any, **more: Any) -> None:
         began = time.perf_counter()
@@ -204,6 +211,7 @@ class Probes:
         "The first of two steps; what has passed since it was armed is its data."
         if self._missed(): return self._plainly(window)
         self._watch.now("data")
+        self._samples = sum(count for count, _ in window)
         self._queue = waiting_batches(self.trainer.train_loader)
         found = timed_step(self.trainer, self._plainly, window, self._watch)
         self._armed = self.trainer.epoch, self.trainer.step + 1
@@ -231,13 +239,13 @@ class Probes:
     def _write(self) -> None:
         began, trainer = time.perf_counter(), self.trainer
         (watch, looked, cost), self._measured = self._measured, None
-        clock, used, step, samples = self._at
-        steps, passed = max(1, trainer.step - step), began - clock
-        phases = watch.phases() | {"logging": 1000 * self._attending / steps, "checkpoint": 1000 * self._saving / steps}
+        clock, used, step = self._at
+        steps = max(1, trainer.step - step)
+        phases = watch.phases() | {"logging": 1000 * self._landing / steps, "checkpoint": 1000 * self._saving / steps}
         row: dict[str, Any] = {"phases": {name: round(ms, 4) for name, ms in phases.items()}} | looked.found()
         row |= machine(trainer.device, (clock, used))
         if not any("about" in one for one in self.rows): row["about"] = about(trainer.device)
-        if trainer.samples > samples: row["samples_s"] = round((trainer.samples - samples) / passed, 2)
+        row["samples_s"] = round(self._samples * 1000 / max(1e-9, sum(phases.values())), 2)
         if self._queue: row["workers"] = self._queue
         if "scale" in row: row["skipped"] = trainer.numbers.skipped
         if self._flops:
@@ -312,9 +320,11 @@ def profile(trainer: Trainer, steps: int = 20) -> Profile:
             timed_step(trainer, inside.step, window, watch)
         profiler = torch.profiler.profile(activities=kinds)
         with _hushed(): profiler.start()
-        for _ in range(steps): inside.step(next(windows))
-        if device.type == "cuda": torch.cuda.synchronize(device)
-        with _hushed(): profiler.stop()
+        try:
+            for _ in range(steps): inside.step(next(windows))
+            if device.type == "cuda": torch.cuda.synchronize(device)
+        finally:
+            with _hushed(): profiler.stop()
     found = [one.phases() for one in watches]
     phases = {name: round(median(one[name] for one in found), 4) for name in PHASES}
     trace = None
@@ -343,6 +353,7 @@ def answer(trainer: Trainer, question: str) -> None:
     if question == "probe":
         clip(trainer)
         return
+    began = time.monotonic()
     trainer.console.line(f"{trainer.where}  asked: {question}")
     try: found = find("answer", _ANSWERS[question])(trainer)
     except GivenUp: return  # somebody wants it to stop
@@ -353,3 +364,5 @@ def answer(trainer: Trainer, question: str) -> None:
     row = {"to": question, "text": text, **more}
     trainer.row("answer", **row)
     if probes := _probes_of(trainer): probes.keep("answer", row)
+    if trainer.record: trainer.record.flush()  # it may wait in a pause, and who asked waits too
+    trainer._opened += time.monotonic() - began  # no time of training

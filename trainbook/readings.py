@@ -66,6 +66,11 @@ class Readings:
 
 def _is_sound(row: dict) -> bool:
     "Is it formed as a probe writes it? A log may have been written by anybody."
+    try: return isinstance(row.get("step"), int) and _has_form(row)
+    except (TypeError, AttributeError): return False
+
+
+def _has_form(row: dict) -> bool:
     number = lambda one: isinstance(one, (int, float)) and not isinstance(one, bool)
     numbers = lambda one: isinstance(one, dict) and all(map(number, one.values()))
     lists = {"blocks": 3, "dead": 2, "saturated": 2}
@@ -155,7 +160,8 @@ def _of_gradients(readings: Readings) -> Iterator[Check]:
     fast = [(name, median(some[-5:])) for name, some in moved.items() if median(some[-5:]) > 0.05]
     most = max(grad for _, grad, _ in blocks)
     weak = [name for name, grad, _ in blocks if 0 < grad < 1e-5 * most]
-    if odd: yield Check("problem", "gradients", f"not finite in {_few(odd)}", "a lower lr, clip: 1.0; replay(run) names where")
+    if odd and "scale" not in readings.newest:  # there an overflow is the scale's business
+        yield Check("problem", "gradients", f"not finite in {_few(odd)}", "a lower lr, clip: 1.0; replay(run) names where")
     if none: yield Check("problem", "gradients", f"none reaches {_few(none)}", "is something detached, or dead, before it?")
     if weak: yield Check("note", "gradients", f"1e5 times less than elsewhere in {_few(weak)}", "normalisation, initialisation")
     if fast:
@@ -222,6 +228,7 @@ def memory_card(readings: Readings) -> str:
     "Memory over time, with how much there is."
     total = readings.newest.get("memory", {}).get("total")
     names = [name for name in ("allocated", "reserved", "peak") if name in readings.newest.get("memory", {})]
+    if not names: return card("memory", "nobody tells")
     series = {name: _series(readings, "memory", name, unit=2**30) for name in names}
     near = total and max(max(one for one in some if one == one) for some in series.values()) > 0.2 * total / 2**30
     title = f"memory, GB, of {_size(total)}" if total else "memory, GB"

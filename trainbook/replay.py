@@ -32,13 +32,14 @@ from .lock import make_folder, sync_folder
 from .metrics import NonFinite, Numbers
 from .model import put_back
 from .onward import rebuilt
-from .run import Run, RunError, find_run
+from .run import Run, RunError, check_name, find_run
 from .source import ConfigError
 from .stages import BaseTrainer, branched_at
 from .state import CheckpointError, StateError, join, split
 from .stepfolder import apart, manifest_text, read_step, step_of, step_path, steps, write_step
 from .tensorfile import Copies
 from .trainer import Trainer
+from .trial import CLIPPED
 
 # %% auto #0
 __all__ = ['CHEAP', 'postmortem', 'Replay', 'replay']
@@ -66,7 +67,8 @@ def _state(taken: tuple[dict, dict]) -> dict[str, Any]:
 
 
 def _alone(trainer: Trainer) -> None:
-    "Nothing that it does from now on is written, told or shown."
+    "Nothing that it does from now on is written, told, shown or measured."
+    for name in CLIPPED: vars(trainer).pop(name, None)
     vars(trainer).update(wishes=None, record=None, writes=False, torn="", halt="", error=None, in_step="", _inside=(),
                          _opening=False, numbers=Numbers(), history=History(), console=Console(quiet=True),
                          listeners=Listeners(()), again=True)
@@ -336,6 +338,7 @@ def replay(what: str | Path | Run | Trainer, step: int | None = None, debugger: 
     """The step that was not finite once more, or another one: of a run, of what was saved of it, of a trainer of this process.
     With a debugger in the line of your own code that made it so."""
     live = what if isinstance(what, Trainer) else None
+    if live: live.check_closed("replay()")
     run, stage, saved, number = _asked(what, live, step)
     trainer = live or _made(run, stage, trust_code)
     with _untouched(trainer) as kept:
@@ -380,7 +383,7 @@ def _asked(what: Any, live: Trainer | None, step: int | None) -> tuple[Run | Non
     if live and _failed_at(live): met = [(live.stage, _failed_at(live))]
     begun = live.stage if live else rows[-1]["stage"] if rows else ""
     stage = next((one for one, at in met if step in (None, at)), begun)
-    there = sorted(run.folder.glob(f"{stage}/nonfinite-*"), key=lambda one: one.stat().st_mtime) if run else []
+    there = sorted((run.folder/check_name(stage)).glob("nonfinite-*"), key=lambda one: one.stat().st_mtime) if run else []
     there = {int(named[1]): one for one in there if (named := _NAME.fullmatch(one.name))}
     number = step or next((at for one, at in met if one == stage), None) or next(reversed(there), None)
     if number: return run, stage, there.get(number), number

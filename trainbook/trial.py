@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -24,7 +24,7 @@ from .trainer import Trainer
 from .workers import Wishes
 
 # %% auto #0
-__all__ = ['Trial', 'trial']
+__all__ = ['CLIPPED', 'Trial', 'trial']
 
 # %% ../nbs/51_trial.ipynb #f8ec7dce
 # Map of this module, top to bottom:
@@ -33,7 +33,20 @@ __all__ = ['Trial', 'trial']
 #   trial      from here to there nothing counts
 
 # %% ../nbs/51_trial.ipynb #e4081e12
-_PLAIN = (int, float, bool, str, type(None))
+_TORCHS = {*vars(torch.nn.Module())} - {"training"}  # what each module has, and is not a person's
+CLIPPED = ("_attend", "_take_step", "land", "save")  # methods that a probe may lie over
+
+
+def _containers(values: Iterable) -> list[tuple[Any, Any]]:
+    "Lists and dicts, and those in them, each with a copy of what it holds."
+    found, to_see, seen = [], list(values), set()
+    while to_see:
+        one = to_see.pop()
+        if type(one) not in (list, dict) or id(one) in seen: continue
+        seen.add(id(one))
+        found.append((one, one.copy()))
+        to_see += one if type(one) is list else one.values()
+    return found
 
 
 def _shell(value: Any) -> Any:
@@ -47,12 +60,12 @@ class _Kept:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.own = trainer, dict(vars(trainer))
-        self.clipped = [name for name in ("_attend", "_take_step", "save") if name in self.own]  # a probe lies there
+        self.clipped = [name for name in CLIPPED if name in self.own]
         parts = [one for one in self.own.values() if isinstance(one, torch.nn.Module)]
         self.modules = list(dict.fromkeys(module for part in parts for module in part.modules()))
         self.inside = [(module._parameters, module._buffers) for module in self.modules]
         self.members = [(dict(parameters), dict(buffers)) for parameters, buffers in self.inside]
-        self.plain = [{key: one for key, one in vars(module).items() if type(one) in _PLAIN} for module in self.modules]
+        self.others = [{key: one for key, one in vars(module).items() if key not in _TORCHS} for module in self.modules]
         self.updates = [(one, dict(vars(one))) for one in trainer.updates.values()]
         self.states = [(one.optimizer, _shell(one.optimizer.state), [_shell(group) for group in one.optimizer.param_groups])
                        for one, _ in self.updates]
@@ -60,8 +73,11 @@ class _Kept:
         weights += [one for update, _ in self.updates for one in update.parameters]  # of a loss in a closure, perhaps
         if any(map(is_lazy, weights)):
             raise ConfigError("model  has weights without a shape before its first batch; call it once, then ask again")
-        loose = [[own for own in self.own.values() if not isinstance(own, KeyedLoader)],
-                 *(vars(update) for update, _ in self.updates), [[state, groups] for _, state, groups in self.states]]
+        held = [one for key, one in self.own.items() if key != "splits" and not isinstance(one, KeyedLoader)]  # no data
+        held += [one for others in self.others for one in others.values()]
+        self.containers = _containers(held)
+        loose = [held, *(vars(update) for update, _ in self.updates),
+                 [[state, groups] for _, state, groups in self.states]]
         self.grads = [(one, one.grad, one.requires_grad) for one in dict.fromkeys(weights) if isinstance(one, torch.nn.Parameter)]
         everything = dict.fromkeys([*weights, *tensors_in(loose), *(grad for _, grad, _ in self.grads if grad is not None)])
         self.bits = [(one, _copied(one)) for one in everything]
@@ -70,12 +86,14 @@ class _Kept:
     def put_back(self) -> None:
         "All of it is again what it was, and where it was."
         _refill(vars(self.trainer), self.own)
-        for (parameters, buffers), (were, had), module, plain in zip(self.inside, self.members, self.modules, self.plain):
+        for one, was in self.containers:
+            one.clear()
+            one.extend(was) if type(one) is list else one.update(was)
+        for (parameters, buffers), (were, had), module, others in zip(self.inside, self.members, self.modules, self.others):
             _refill(parameters, were)
             _refill(buffers, had)
-            fresh = [key for key, one in vars(module).items() if type(one) in _PLAIN and key not in plain]
-            for key in fresh: del vars(module)[key]
-            vars(module).update(plain)
+            for key in [key for key in vars(module) if key not in _TORCHS and key not in others]: del vars(module)[key]
+            vars(module).update(others)
         for update, was in self.updates: _refill(vars(update), was)
         for optimizer, state, groups in self.states:
             _refill(optimizer.state, state)
@@ -144,7 +162,12 @@ class Trial:
 def trial(trainer: Trainer) -> Iterator[Trial]:
     "Steps inside leave no trace: weights, optimizer, random numbers, the data's place, all as it was, bit for bit."
     trainer.check_thread()
-    kept, console = _Kept(trainer), trainer.console
+    console, claimed, trains = trainer.console, (trainer.wishes, trainer._thread), trainer.wishes is not None
+    if not trains: trainer.wishes, trainer._thread = Wishes(), threading.get_ident()  # nobody else trains from here on
+    try: kept = _Kept(trainer)
+    except BaseException:
+        trainer.wishes, trainer._thread = claimed
+        raise
     quiet, file, console.quiet, console.file = console.quiet, console.file, True, None
     try:
         with aside(mix(trainer.seed, 7)), torch.enable_grad(), ExitStack() as open_until:
@@ -153,10 +176,9 @@ def trial(trainer: Trainer) -> Iterator[Trial]:
                 if isinstance(part, torch.nn.Module) and not part.training: part.train()
             trainer.freezing.at(trainer.epoch)
             trainer.record, trainer.history = None, History()
-            trains = trainer.wishes is not None
-            if not trains: trainer.wishes, trainer._thread = Wishes(), threading.get_ident()  # nobody else trains now
             for update in trainer.updates.values(): update.start_anew()
             yield Trial(trainer, open_until, trains)
     finally:
         kept.put_back()
+        trainer.wishes, trainer._thread = claimed
         console.quiet, console.file = quiet, file
