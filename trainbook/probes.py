@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Inside:
     "One step from inside. Its numbers stay on the device until `found()` is asked; `over()` when that waits for nothing."
 
     def __init__(self, trainer: Trainer):
-        self.trainer, self._wide = trainer, False
+        self.trainer, self._half, self._wide = trainer, trainer.precision.dtype is not None, False
         self.units: dict[str, tuple[str, torch.Tensor]] = {}
         self.types: dict[str, torch.dtype] = {}
         self.names: list[str] = []
@@ -73,6 +74,7 @@ class Inside:
         finally:
             for one in handles: one.remove()
         self._fetch()
+        self.trainer = None  # let go of
 
     @torch.no_grad()
     def _gradients(self, update: Any) -> None:
@@ -134,7 +136,7 @@ class Inside:
         found |= {kind: sorted(some, key=lambda one: -one[1])[:_MANY] for kind, some in units.items()}
         kinds = [str(one).removeprefix("torch.") for one in self.types.values()]
         if kinds: found["types"] = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-        if self.trainer.precision.dtype is not None:
+        if self._half:
             found["full"] = [name for name, one in self.types.items() if one is torch.float32][:_MANY]
         if len(rest) > len(self.units): found["scale"] = rest[len(self.units)]
         return found
@@ -155,13 +157,16 @@ class Probes:
     "Clipped on a trainer, measures two steps in a row, and again when the cost of that is a small share of the time."
 
     def __init__(self, trainer: Trainer, share: float = 0.01):
-        self.trainer, self.share, self.rows = trainer, share, deque(maxlen=300)
+        self._trainer, self.share, self.rows = weakref.ref(trainer), share, deque(maxlen=300)  # whom it lies on keeps it
         self._measured: tuple | None = None  # two steps, whose numbers the device may still be computing
         self._armed: tuple | None = None     # the step that is to be measured
         self.number = 0  # of rows so far
         self._flops, self._counted, self._first = None, False, trainer.step + 3  # the first steps are those of caches
         self._began = self._due = time.perf_counter()
         self._since()
+
+    @property
+    def trainer(self) -> Trainer: return self._trainer()
 
     def _since(self) -> None:
         "From here on the time of rows and checkpoints is counted."
