@@ -156,7 +156,7 @@ def flops_of(trainer: Trainer, window: list) -> int | None:
 class Probes:
     "Clipped on a trainer, measures two steps in a row, and again when the cost of that is a small share of the time."
 
-    def __init__(self, trainer: Trainer, share: float = 0.01):
+    def __init__(self, trainer: Trainer, share: float = 0.005):
         self._trainer, self.share, self.rows = weakref.ref(trainer), share, deque(maxlen=300)  # whom it lies on keeps it
         self._measured: tuple | None = None  # two steps, whose numbers the device may still be computing
         self._armed: tuple | None = None     # the step that is to be measured
@@ -249,7 +249,7 @@ class Probes:
         phases = watch.phases() | {"logging": 1000 * self._landing / steps, "checkpoint": 1000 * self._saving / steps}
         row: dict[str, Any] = {"phases": {name: round(ms, 4) for name, ms in phases.items()}} | looked.found()
         row |= machine(trainer.device, (clock, used))
-        if not any("about" in one for one in self.rows): row["about"] = about(trainer.device)
+        if first := not any("about" in one for one in self.rows): row["about"] = about(trainer.device)
         row["samples_s"] = round(self._samples * 1000 / max(1e-9, sum(phases.values())), 2)
         if self._queue: row["workers"] = self._queue
         if "scale" in row: row["skipped"] = trainer.numbers.skipped
@@ -260,7 +260,8 @@ class Probes:
         if trainer.record: trainer.record.ledger.log("probe", trainer.step, **row)
         self._since()
         now = time.perf_counter()
-        self._due = now + max((cost + now - began) / self.share, (now - self._began) / 300, 0.25)
+        spent = 0.0 if first else cost + now - began  # the first has loaded and compiled what the others use
+        self._due = now + max(spent / self.share, (now - self._began) / 300, 0.25)
 
 
 def clip(trainer: Trainer) -> Probes:
