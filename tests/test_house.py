@@ -14,7 +14,17 @@ from pages import NBS, ROOT, module_of, pages
 
 PAGES = pages()
 PACKAGE = ROOT/"trainbook"
-NUMBER = {name: int(page.name[:2]) for page in PAGES if (name := module_of(page)) and page.name[:2].isdigit()}
+RECIPES = [page.stem[3:] for page in PAGES if page.parent.name == "recipes"]
+
+
+def number_of(page: Path) -> float:
+    "Recipes stand above all other pages; a part of one (ink_strokes of ink) comes before it."
+    number, name = int(page.name[:2]), page.stem[3:]
+    if page.parent.name != "recipes": return number
+    return 100 + number + (0 if any(name.startswith(f"{other}_") for other in RECIPES) else 0.5)
+
+
+NUMBER = {name: number_of(page) for page in PAGES if (name := module_of(page)) and page.name[:2].isdigit()}
 MODULES = [f"trainbook.{name}" for name in sorted(NUMBER, key=NUMBER.get)]
 
 

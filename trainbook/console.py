@@ -315,15 +315,19 @@ class History:
         return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, wide)) for row in table)
 
     def figure(self) -> Any:
-        "A matplotlib figure: losses on the left, what else was measured in validation on the right."
+        "A matplotlib figure: the loss, the parts of it if it has some, what else was measured in validation; each has a colour."
+        bare = {name: name.removeprefix("val_") for name in self.curve}
         losses = [name for name in self.curve if name.endswith("loss")]
+        parts = [name for name in losses if bare[name] != "loss" and bare[name] in self.curve]
         others = [name for name in self.curve if name.startswith("val_") and name not in losses]
-        figure = _figure(4.2 * (1 + bool(others)), 2.8)
-        for axes, names in zip(figure.subplots(1, 1 + bool(others), sharex=True, squeeze=False)[0], (losses, others)):
+        panels = [names for names in ([name for name in losses if name not in parts], parts, others) if names] or [[]]
+        figure = _figure(4.2 * len(panels), 2.8)
+        for axes, names in zip(figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels):
+            colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(bare[name] for name in names))}
             for name in names:
                 measured = name.startswith("val_")
-                axes.plot(*self.curve[name], label=name if measured else f"train_{name}", linewidth=1.2,
-                          marker="o" if measured else None, markersize=3)
+                axes.plot(*self.curve[name], label=name if measured else f"train_{name}", color=colours[bare[name]],
+                          linewidth=1.2, marker="o" if measured else None, markersize=3, alpha=1 if measured else 0.6)
             axes.set_xlabel("step")
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)

@@ -63,6 +63,8 @@ class _Batches(Dataset):
 
     def _fetch(self, key: int, salt: int, indices: Any) -> Any:
         dataset = self.dataset
+        if hasattr(dataset, "from_keys"):
+            return dataset.from_keys([mix(salt, int(index)) for index in (indices if self.batched else [indices])])
         if self.owned is None: self.owned = generators_of(dataset, self.collate)
         if self.per == "sample":
             samples = [self._sample(salt, index) for index in (indices if self.batched else [indices])]

@@ -273,16 +273,20 @@ def load_model(name: str | Path, trust_code: bool = False, **given: Any) -> torc
         raise CheckpointError(f"{checkpoint.path}  has no config to build the model from; build it yourself, then "
                               "load_weights(model, load_checkpoint(name)[\"model_state_dict\"])")
     config = Config.from_dict(checkpoint["config"], str(checkpoint.path), stage="train")
-    if config.model.name and not _is_registered(config.model.name):
-        calls = [call for call in calls_in(config) if call[0] == config.model.name]
+    kind, maker = ("model", config.model.name) if config.model.name else ("system", config.system)
+    if maker and not _is_registered(kind, maker):
+        calls = [call for call in calls_in(config) if call[0] == maker]
         check_trust(calls, trust_code=trust_code, where=str(checkpoint.path))
-    model = build("model", config, **given)
+    if maker and kind == "system":  # it has a model of its own
+        system = find("system", maker)
+        model = system.build_model(system.__new__(system), config.merge({"model": given}))
+    else: model = build("model", config, **given)
     load_weights(model, checkpoint["model_state_dict"])
     return model.eval()
 
 
-def _is_registered(name: str) -> bool:
-    try: find("model", name, trusted=False)
+def _is_registered(kind: str, name: str) -> bool:
+    try: find(kind, name, trusted=False)
     except ConfigError: return False
     return True
 

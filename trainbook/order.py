@@ -139,8 +139,9 @@ def phases_of(curriculum: Mapping | None, source: Any, over: Callable | None = N
     starts = {_first_epoch(key): value for key, value in wanted.items()}
     if len(starts) < len(wanted): raise ConfigError("curriculum  has an epoch twice; say each once, as a number: 0, 20, 60")
     if 0 not in starts: raise ConfigError("curriculum  does not say what the first epoch has; begin with 0: …")
-    easiest, phases = None, {}
+    easiest, phases, own = None, {}, getattr(getattr(source, "dataset", source), "phase", None)
     for epoch, value in sorted(starts.items()):
+        if callable(own) and isinstance(value, (int, float, str)): value = own(value)
         if isinstance(value, str) and value != "all": value = find("data", value)
         if callable(value) and not isinstance(value, Dataset): value = _made(value, source, epoch)
         if isinstance(value, (int, float)) and value == 1 or isinstance(value, str): value = None

@@ -135,27 +135,27 @@ def _import_failed(kind: str, name: str, error: Exception) -> ConfigError:
     return ConfigError(f"{kind} {name}  its module cannot be imported: {type(error).__name__}: {error} ({at})")
 
 # %% ../nbs/05_registry.ipynb #cfb94abf
-def wrong_arguments(kind: str, config: Config, given: tuple[str, ...] = ()) -> list[str]:
-    """One line for each argument in the config's section that the builder does not accept;
-    `given` are those that the program passes."""
+def wrong_arguments(kind: str, config: Config, given: tuple[str, ...] = (), builder: Callable | None = None) -> list[str]:
+    """One line for each argument in the config's section that the builder does not accept; `given` are those that the program
+    passes, `builder` is the one of a section without a name."""
     section = getattr(config, kind)
-    try: builder = find(kind, section.name) if section.name else None
+    try: builder = find(kind, section.name) if section.name else builder
     except ConfigError as error:
         return [f"{config.place((kind, 'name'))}  {kind}.name  {line}" for line in error.lines]
     if builder is None:
         return [f"{config.place((kind,))}  {kind}.name  is missing; registered are "
                 f"{', '.join(names(kind)) or 'none'}; a name elsewhere is written package.module:Name"]
     accepts, required, anything = _parameters(builder)
-    lines = []
+    name, lines = section.name or builder.__name__, []
     for key in section.arguments:
         at = f"{config.place((kind, key))}  {dotted((kind, key))}  "
         if key in given: lines.append(f"{at}is passed by the program; take it out of the config")
         elif key not in accepts and not anything:
             hint = (near(key, [*accepts, *type(section).model_fields]) or suggestion((kind, key)).partition(";")[0]
-                    or f"; {section.name} takes {', '.join(accepts) or 'no arguments'}")
-            lines.append(f"{at}unknown argument of {section.name}{hint}")
+                    or f"; {name} takes {', '.join(accepts) or 'no arguments'}")
+            lines.append(f"{at}unknown argument of {name}{hint}")
     missing = [key for key in required if key not in _arguments(section, accepts) and key not in given]
-    return lines + [f"{config.place((kind, 'name'))}  {kind}.{key}  is missing; {section.name} needs it"
+    return lines + [f"{config.place((kind, 'name'))}  {kind}.{key}  is missing; {name} needs it"
                     for key in missing]
 
 
@@ -174,11 +174,12 @@ def _arguments(section: OpenSection, accepts: dict) -> dict[str, Any]:
     return {**declared, **section.arguments}
 
 
-def build(kind: str, config: Config, **given) -> Any:
-    "What the config's section of this kind names, built with its arguments and the given ones."
-    if lines := wrong_arguments(kind, config, tuple(given)): raise ConfigError(*lines)
+def build(kind: str, config: Config, builder: Callable | None = None, **given) -> Any:
+    """What the config's section of this kind names, built with its arguments and the given ones; by `builder`, if it names
+    none: of a system that has a model or data of its own."""
+    if lines := wrong_arguments(kind, config, tuple(given), builder): raise ConfigError(*lines)
     section = getattr(config, kind)
-    builder = find(kind, section.name)
+    if section.name: builder = find(kind, section.name)
     accepts = _parameters(builder)[0]
     return builder(**{**_with_flags(accepts, _arguments(section, accepts)), **given})
 
