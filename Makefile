@@ -15,9 +15,9 @@ $(SET_UP): constraints.txt settings.ini setup.py pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(SET_UP)
 
-## make train   set up, then run configs/first.yaml
+## make train   set up, then train configs/demo.yaml: both stages of the ink recipe, in a minute
 train: $(SET_UP)
-	@$(BIN)/python tools/first_run.py configs/first.yaml
+	@$(BIN)/trainbook train configs/demo.yaml
 
 ## make test    set up, then everything that must hold;  make test ONLY=tests/test_run.py runs a part
 # Two cores: what starts many processes runs beside the rest, and its report follows.

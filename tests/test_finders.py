@@ -121,6 +121,17 @@ def test_what_no_rate_can_teach():
         assert found.suggestion is None and "no rate" in found.text and "<svg" in found._repr_html_() and repr(found), found.text
 
 
+def test_a_model_that_has_learned_is_not_accused():
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(4000, 8), torch.randint(0, 2, (4000,))), 16, shuffle=True)
+    trainer = Trainer(torch.nn.Linear(8, 2), data, loss="cross_entropy", run=False, quiet=True, epochs=1)
+    assert "do the labels belong" in find_lr(trainer).text
+    trainer.train()
+    row = json.loads(json.dumps(find_lr(trainer).row()))
+    assert "made the loss fall; after 250 steps the model may have learned what it can; look at its curve, or ask a fresh one" in Rates(row).text and "labels" not in Rates(row).text
+    assert "after 250 steps" in shown(row) and "do the labels belong" in Rates({key: one for key, one in row.items() if key != "step"}).text  # of an older log
+
+
 def test_ends_of_the_range():
     assert "try high=" in find_lr(trainer_of(), high=1e-3).text and "at the lowest" in find_lr(trainer_of(), low=1e-3).text
     for words, said in (({"low": 0}, "low < high"), ({"low": 1, "high": 0.1}, "low < high"), ({"steps": 3}, "at least 20")):

@@ -1,4 +1,5 @@
 """A step that was not finite: named, saved, done again to the bit; and nothing that failed is worse off for it."""
+import errno
 import math
 import os
 import shutil
@@ -282,6 +283,14 @@ def test_what_fails_in_it_never_hides_the_error(tmp_path, monkeypatch, late):
     assert error.__notes__ == [f"and no post-mortem could be made: {type(late).__name__}: {late}"] and str(error).startswith("step 13  its gradient")
     assert trainer.run.status == "failed" and trainer.torn == "met a gradient that was not finite" and 13 <= trainer.step <= 15
     assert equal(trainer.model.state_dict(), stopped(12).model.state_dict())
+
+
+def test_a_full_disk_keeps_the_name_and_loses_the_folder(tmp_path, monkeypatch):
+    def full(*words): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(replaying, "write_step", full)
+    error = fails(make(torch.log, save_dir=str(tmp_path/"r"), save_interval="1 step"))
+    assert error.__notes__[0].startswith("first non-finite: log in ") and error.__notes__[-1] == f"but step {error.at.number} could not be saved: [Errno 28] No space left on device"
+    assert not any("post-mortem" in note for note in error.__notes__) and not [path for path in (tmp_path/"r/train").iterdir() if "nonfinite" in path.name or ".tmp" in path.name]
 
 
 def test_an_interrupt_ends_the_replay_and_not_more(tmp_path):

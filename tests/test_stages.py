@@ -235,7 +235,7 @@ def test_a_file_that_may_be_missing(here, capsys):
 
 
 def test_a_stage_that_was_not_trained(here):
-    with pytest.raises(CheckpointError, match="stage coarse has not been trained in this run; train it first, or name what to begin with: RUN/coarse@best"): begins()
+    with pytest.raises(CheckpointError, match="stage coarse has not been trained in this run; train it first, or begin with RUN/coarse@best"): begins()
     with pytest.raises(ConfigError, match="init_from  is missing: what shall features compute with"):
         create_trainer(Config.from_yaml("two.yaml").stage("features").merge({"init_from": None}))
 
@@ -711,7 +711,7 @@ def test_18_a_folder_in_which_somebody_trains_is_refused(here):
 
 @pytest.mark.parametrize("keep", [[], ["optimizer"]])
 def test_19_weights_are_always_kept(trained_coarse, keep):
-    with pytest.raises(ConfigError, match="keep  has no model"): begins(trained_coarse, keep=keep)
+    with pytest.raises(ConfigError, match=r"keep  expected \[model\]"): begins(trained_coarse, keep=keep)
 
 
 class Two(Mine):
@@ -1020,3 +1020,176 @@ def test_proved_by_the_command_itself(here, kills):
     Path("slow.yaml").write_text(CONFIG.replace('name: "project:data"}', 'name: "project:data", pause: 0.004}', 1))
     done = command("prove", "slow.yaml", "--kills", kills)
     assert done.returncode == 0 and f"{kills} kills" in done.stdout, done
+
+
+# --- a stage that is trained alone ----------------------------------------------------------------------------------------------------------
+
+def test_a_stage_alone_begins_with_the_newest_run_of_its_config(here):
+    """As the guides train: a command for each stage, each in a run of its own, the second one also in a sweep."""
+    assert command(*"train --config two.yaml --stage coarse --epochs 1".split()).returncode == 0
+    assert command(*"train --config two.yaml --stage coarse --epochs 1 --save_dir runs/mine --lr 5e-3".split()).returncode == 0
+    Path("other.yaml").write_text(CONFIG)  # of the same name, but another config
+    assert command(*"train other.yaml --stage coarse --epochs 1".split()).returncode == 0
+    for lr in ("1e-2", "1e-3"):
+        done = command(*f"train --config ./two.yaml --stage fine --epochs 1 --lr {lr} --save_dir sweeps/lr_{lr}".split())
+        assert done.returncode == 0, done.stderr
+        (said,) = [line for line in done.stdout.splitlines() if "fine begins with" in line]
+        assert said.startswith("fine begins with runs/mine/coarse/step-00000010, of the newest run of this config that has coarse (another: --init_from RUN/coarse@best): 2 of"), said
+        assert next(Run(f"sweeps/lr_{lr}").story().of("start"))["init_from"] == "runs/mine/coarse/step-00000010"
+        assert onward.further(Run(f"sweeps/lr_{lr}")) == f"branch sweeps/lr_{lr} training.epochs=2"  # and no stage that it has from elsewhere
+    assert create_trainer(Config.from_yaml(here/"two.yaml").stage("fine"), quiet=True).begins.startswith("runs/mine/")  # however the file is typed
+    assert create_trainer(Config.from_yaml("other.yaml").stage("fine"), quiet=True).begins.startswith("runs/two-")
+    with pytest.raises(CheckpointError, match="stage coarse has not been trained in this run"): create_trainer(Config.from_yaml("two.yaml").stage("fine").merge({"run": {"root": "sweeps"}}), quiet=True)
+
+
+def test_a_config_without_a_file_is_known_by_its_name(here):
+    coarse = lambda name: train_stages(small(save_dir=f"runs/{name}"), only=["coarse"], quiet=True)
+    values = {"run": {"name": "two"}, **{key: value for key, value in Config.from_yaml("two.yaml").to_dict().items() if key != "run"}}
+    coarse("two-20261121-090000"), coarse("two-large-20261121-100000")
+    fine = Config.from_dict(values).stage("fine")
+    assert create_trainer(fine, quiet=True).begins.startswith("runs/two-20261121-090000/")
+    assert create_trainer(fine.merge({"init_from": "best_coarse.pth"}), quiet=True).begins.startswith("runs/two-20261121-090000/")
+    assert create_trainer(fine.merge({"optional": True}), quiet=True).begins.startswith("runs/two-20261121-090000/")
+    with pytest.raises(CheckpointError, match="coarse has not been trained"): create_trainer(fine.merge({"run": {"name": "tow"}}), quiet=True)
+    Path("runs/odd").mkdir()
+    for odd in ([1], {"file": 5}, {}, "two.yaml"):
+        Path("runs/odd/run.json").write_text(json.dumps(Run("runs/two-20261121-090000").info | {"config": odd, "cwd": 7, "created": "2999"}))
+        assert begins().begins.startswith("runs/two-")
+
+
+@pytest.mark.parametrize("stage, die", [("fine", "fine:20"), ("features", "look:2")])
+def test_a_stage_alone_that_is_killed_at_once_begins_with_the_same(here, stage, die):
+    """A newer run of the stage before is not taken when it goes on, nor by what branches from it."""
+    train_stages(small(save_dir="runs/a"), only=["coarse"], quiet=True)
+    straight = train_stages(small(save_dir="straight"), only=[stage], quiet=True)
+    dies(lambda: train_stages(small(save_dir="killed"), only=[stage], quiet=True), die)
+    assert stage_state(Run("killed"), stage) == "begun"
+    train_stages(small(save_dir="runs/b", lr=1.0), only=["coarse"], quiet=True)
+    resume("killed", quiet=True)
+    for run in (straight, Run("killed")): assert {row["init_from"] for row in run.story().of("start", "resume")} == {"runs/a/coarse/step-00000010"}
+    if stage == "features": assert Path("straight/features/output.npz").read_bytes() == Path("killed/features/output.npz").read_bytes(); return
+    assert torch.equal(weights("straight"), weights("killed"))
+    child = branch("killed@7", ["training.epochs=2"], quiet=True)
+    assert child.config.stage("fine").init_from == "runs/a/coarse/step-00000010" and stage_state(child, "fine") == "finished" and stage_state(child, "coarse") == "new"
+
+
+def test_what_a_run_has_itself_comes_first(here):
+    run = train_stages(small(save_dir="own"), only=["coarse"], quiet=True)
+    train_stages(small(save_dir="runs/newer"), only=["coarse"], quiet=True)
+    assert train_stages(small(save_dir="own"), only=["fine"]).folder == run.folder
+    assert next(run.story().of("start", stage="fine"))["init_from"] == "own/coarse/step-00000010" and run.config.stage("fine").init_from == "coarse"
+    parent = train_stages(small(save_dir="runs/parent"), only=["coarse"], quiet=True)
+    train_stages(small(save_dir="runs/newest"), only=["coarse"], quiet=True)
+    child = Run.create(small(save_dir="child"), parent=(parent, "coarse", 10))
+    assert begins(child).begins == str(here/"runs/parent/coarse/step-00000010")
+
+
+def test_a_stage_that_does_not_come_before_is_none_to_begin_with(here):
+    train_stages(small(), only=["coarse"], quiet=True)
+    for stage in ("coarse", "features"):
+        with pytest.raises(ConfigError, match=f"init_from  best_fine.pth: fine does not come before {stage}"):
+            create_trainer(small().merge({"init_from": "best_fine.pth"}, stage).stage(stage), quiet=True)
+
+
+# --- what one is told at the end ------------------------------------------------------------------------------------------------------------
+
+def shell(line: str, **env) -> subprocess.CompletedProcess:
+    "A line as a person pastes it; bin/ is where the program lies, and nothing else finds it."
+    root = Path(__file__).resolve().parent.parent
+    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", **env}
+    return subprocess.run(line, shell=True, capture_output=True, text=True, env=env, timeout=120)
+
+
+def pasted(said: str, *only: str) -> dict[str, str]:
+    "Each line that is told at the end (or `only` these), by its verb: pasted, it works."
+    told = [line.strip() for line in said.splitlines() if re.match(r"  \S*trainbook ", line)]
+    assert [re.search(r"trainbook (\w+)", line)[1] for line in told[::2]] == ["watch", "compare"] and "trainbook show" in told[3], said
+    found = {}
+    for line in told:
+        verb = line.partition("trainbook ")[2].split()[0]
+        if only and verb not in only: continue
+        done = shell(line)
+        assert done.returncode == 0, (line, done.stderr)
+        found[verb] = done.stdout
+    return found
+
+
+@pytest.fixture
+def bin(here):
+    if not (script := Path(sys.executable).with_name("trainbook")).exists(): pytest.skip("trainbook is not installed beside this Python")
+    (here/"bin").symlink_to(script.parent)
+
+
+def test_what_is_told_at_the_end_can_be_pasted(here, bin):
+    done = shell("bin/trainbook train two.yaml --epochs 1 --save_dir 'all of/my own'")
+    assert done.stdout.splitlines()[-7:] == """
+Run all of/my own  finished  fine step 10
+  coarse  best val_loss 0.6877 at step 10
+  fine    best val_loss 1.1374 at step 10
+  bin/trainbook watch 'all of/my own'
+  bin/trainbook branch 'all of/my own' training.epochs=2
+  bin/trainbook compare 'all of/*'
+  bin/trainbook show 'all of/my own'""".strip().splitlines(), done.stdout + done.stderr
+    found = pasted(done.stdout)
+    assert "fine step 20" in found["branch"] and "my own" in found["compare"] and "end  finished" in found["watch"]
+    again = shell("bin/trainbook resume 'all of/my own'")
+    assert "has finished" in again.stdout and "bin/trainbook branch 'all of/my own' training.epochs=2" in again.stdout
+
+
+def test_of_a_stage_alone_the_next_one_is_told(here, bin):
+    done = shell("bin/trainbook train two.yaml --epochs 1 --save_dir r --stage coarse")
+    assert "  bin/trainbook train r/config.yaml --stage features --save_dir r\n" in done.stdout and "fine " not in done.stdout
+    assert "features has written" in pasted(done.stdout, "train")["train"] and stage_state(Run("r"), "features") == "finished"
+
+
+@pytest.mark.parametrize("words, line", [("early_stopping=true patience=1 lr=1e-9 epochs=9", "branch r@best training.early_stopping=false training.epochs=18"),
+                                         ("'epochs=10 steps' restore_best=true", "branch r 'training.epochs=20 steps'"), ("'epochs=0.3 s' scheduler=none", "branch r 'training.epochs=0.6 s'")])
+def test_what_has_ended_in_another_way_goes_on_too(here, bin, words, line):
+    Path("one.yaml").write_text(CONFIG.split("stages:")[0])
+    done = shell(f"bin/trainbook train one.yaml --save_dir r {words}")
+    assert f"  bin/trainbook {line}\n" in done.stdout, done.stdout + done.stderr
+    last = Run("r").progress()["step"]
+    branched = pasted(done.stdout, "branch")["branch"]
+    assert int(re.search(r"Run r-branch-\S+  finished  train step (\d+)", branched)[1]) > last, branched
+
+
+def test_who_was_interrupted_is_told_how_to_go_on(here, bin):
+    process = start("train", "two.yaml", "--save_dir", "r", "stages.coarse.data.pause=0.01")
+    while not Path("r/coarse/best").exists(): time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and re.search(r"\nRun r  paused  coarse step \d+\n  coarse  best val_loss 0\.\d{4} at step \d+\n", said), said
+    said = re.sub(r"(?m)^  \S+/trainbook ", "  bin/trainbook ", said)
+    assert "Run r  finished" in pasted(said, "resume")["resume"]
+
+
+def test_a_training_that_was_not_finite_is_told_in_lines(here):
+    """Which step, and which line made it so; no traceback through what is ours. A debugger hears what is piped into it."""
+    Path("logs.py").write_text('''
+import torch
+class Logs(torch.nn.Linear):
+    def __init__(self): super().__init__(2, 2)
+    def forward(self, x): return torch.log(super().forward(x))
+''')
+    Path("one.yaml").write_text(CONFIG.split("stages:")[0].replace("project:Net", "logs:Logs"))
+    done = command("train", "one.yaml", "--save_dir", "r")
+    said = done.stderr.splitlines()
+    assert done.returncode == 1 and said[0].startswith("step 1  its gradient is not finite") and "log in Logs.forward (logs.py:5)" in said[1] and "Traceback" not in done.stderr, done.stderr
+    assert Run("r").status == "failed" and (here/"r/train/nonfinite-00000001").is_dir()
+    both = [start("replay", "r") for _ in range(2)]
+    told = [one.communicate(timeout=60)[0] for one in both]
+    assert told[0] == told[1] and told[0].startswith("first non-finite: log in Logs.forward (logs.py:5)") and [one.returncode for one in both] == [0, 0]
+    debugged = command("replay", "r", "--debug", input="p x.shape\nq\n")
+    assert debugged.returncode == 0 and "-> def forward(self, x): return torch.log" in debugged.stdout and "torch.Size([16, 2])" in debugged.stdout
+
+
+def test_the_name_of_the_program_is_that_by_which_it_was_called(here, monkeypatch):
+    from trainbook.cli import _program
+    for name in ("bin/trainbook", "my bin/trainbook"): Path(name).parent.mkdir(); Path(name).touch(0o755)
+    monkeypatch.setenv("PATH", str(here/"bin"))
+    for called, told in (("bin/trainbook", "bin/trainbook"), (here/"bin/trainbook", "trainbook"), (here/"my bin/trainbook", "'my bin/trainbook'"), ("a/notebook.py", "trainbook"),
+                         ("/x/trainbook/__main__.py", "bin/trainbook")):
+        monkeypatch.setattr(sys, "argv", [str(called)])
+        monkeypatch.setattr(sys, "executable", str(here/"bin/python"))
+        if "__main__" in str(called): monkeypatch.setenv("PATH", "/nowhere")
+        assert _program() == told, called

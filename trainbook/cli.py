@@ -11,7 +11,10 @@ import sysconfig
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import Any
 
 from . import doctor, files  # noqa: F401  their verbs
@@ -52,7 +55,8 @@ def _train(words: Words) -> None:
     config, only = (config_of if system else Config.from_yaml)(file, words.rest()), [stage] if stage else None
     if start: config = config.merge({"init_from": start}, stage or config.stage_names[0])
     if stage: config.stage(stage)
-    _told(resume_or_begin(config, again, only, allow_drift=drift, trust_code=trust) if again else train_stages(config, only=only))
+    _told(lambda: resume_or_begin(config, again, only, allow_drift=drift, trust_code=trust) if again else
+          train_stages(config, only=only))
 
 
 @verb("resume", "RUN | CHECKPOINT [--allow-drift] [--trust-code] [training.lr=… …]",
@@ -64,7 +68,7 @@ def _go_on(name: str, words: Words) -> None:
     from trainbook.onward import resume
     drift, trust, changes = words.switch("--allow-drift"), words.switch("--trust-code"), []
     while (change := words.option("--set")) is not None: changes.append(change)
-    _told(resume(name, [*changes, *words.rest()], allow_drift=drift, trust_code=trust))
+    _told(lambda: resume(name, [*changes, *words.rest()], allow_drift=drift, trust_code=trust))
 
 
 @verb("branch", "CHECKPOINT [--set key=value …] [--name NAME] [--allow-drift] [--trust-code]",
@@ -74,14 +78,43 @@ def _branch(words: Words) -> None:
     name, drift, trust, changes = words.option("--name"), words.switch("--allow-drift"), words.switch("--trust-code"), []
     while (change := words.option("--set")) is not None: changes.append(change)
     checkpoint = words.take("a checkpoint, for instance RUN@1200")
-    _told(branch(checkpoint, [*changes, *words.rest()], name, allow_drift=drift, trust_code=trust))
+    _told(lambda: branch(checkpoint, [*changes, *words.rest()], name, allow_drift=drift, trust_code=trust))
 
 
-def _told(run: Any) -> None:
-    "Where the run is, and what one may want to do next."
+def _told(train: Callable[[], Any]) -> None:
+    "Trains, and tells where the run is, what it came to and what one may want to do next; also of one that was interrupted."
+    try: run = train()
+    except SystemExit as left:
+        if getattr(left, "run", None) and left.run.folder.is_dir(): _tell_of(left.run)
+        raise
+    _tell_of(run)
+
+
+def _tell_of(run: Any) -> None:
+    from trainbook.onward import further
     print(safe(f"{run!r}"))
-    verbs = ("show", "checkpoint ls") if run.status == "finished" else ("resume", "show")
-    for name in verbs: print(safe(f"  trainbook {name} {run.folder}"))
+    best = {stage: told for stage in run.config.stage_names if (told := _best_in(run.folder/stage))}
+    for stage, told in best.items(): print(safe(f"  {stage:{max(map(len, best))}}  {told}"))
+    program, folder, beside = _program(), quote(str(run.folder)), quote(f"{run.folder.parent}/*")
+    for words in (f"watch {folder}", further(run), f"compare {beside}", f"show {folder}"): print(safe(f"  {program} {words}"))
+
+
+def _best_in(folder: Path) -> str:
+    "The best checkpoint of a stage, as its small file names it."
+    from trainbook.console import spell_row
+    from trainbook.load import pointer_words, read_pointer
+    words, step = pointer_words(folder, "best"), read_pointer(folder, "best")
+    try: return f"best {spell_row({words[1]: float(words[2])})} at step {step:,}"
+    except (IndexError, ValueError, TypeError): return ""
+
+
+def _program() -> str:
+    "As this program is called: by its name, or by its path where a shell would not find it."
+    from trainbook.console import from_here
+    path = Path(sys.argv[0])
+    if path.parts[-2:] == ("trainbook", "__main__.py"): path = Path(sys.executable).with_name("trainbook")
+    is_it = path.name == "trainbook" and path.exists() and which("trainbook") != str(path)
+    return quote(str(from_here(path))) if is_it else "trainbook"
 
 # %% ../nbs/62_cli.ipynb #8a1a03fe
 @verb("tell", "RUN pause | resume | stop | save | evaluate | set training.lr=… | probe | profile | memory | find_lr "
@@ -223,7 +256,7 @@ def main(words: list[str] | None = None) -> int:
         if (code := _exit_code(error)) is None: raise
         text = f"trainbook {' '.join(words[:1])}: {error}" if isinstance(error, (UsageError, OSError)) else str(error)
         if isinstance(error, OSError): text += _place_of(error)
-        for line in text.splitlines(): print(safe(line), file=sys.stderr)
+        for line in [*text.splitlines(), *getattr(error, "__notes__", ())]: print(safe(line), file=sys.stderr)
         return code
 
 
@@ -261,8 +294,9 @@ def _exit_code(error: Exception) -> int | None:
     from trainbook.source import ConfigError
     from trainbook.trust import NotTrusted
     if isinstance(error, (ConfigError, RunError, NotTrusted)): return 2
-    checkpoints = sys.modules.get("trainbook.tensorfile")  # whoever raised one has it loaded; nobody else waits for torch
-    return 1 if isinstance(error, (RunBusy, *([checkpoints.CheckpointError] if checkpoints else []))) else None
+    homes = {"tensorfile": "CheckpointError", "metrics": "NonFinite"}  # who raised one has loaded its home
+    failed = [getattr(sys.modules[home], name) for one, name in homes.items() if (home := f"trainbook.{one}") in sys.modules]
+    return 1 if isinstance(error, (RunBusy, *failed)) else None
 
 
 def _place_of(error: Exception) -> str:

@@ -94,8 +94,10 @@ class Rates:
         at, odd = lowest(self.losses)
         if at is None:
             end = f", and at {spell(self.rates[-1])} it was not finite" if not math.isfinite(self.losses[-1]) else ""
-            return (f"lr  no rate from {spell(self.rates[0])} to {spell(self.rates[-1])} made the loss fall{end}; "
-                    "does a gradient reach the weights, and do the labels belong to the inputs?")
+            why = "does a gradient reach the weights, and do the labels belong to the inputs?"
+            if step := self._row.get("step"):
+                why = f"after {step:,} steps the model may have learned what it can; look at its curve, or ask a fresh one"
+            return f"lr  no rate from {spell(self.rates[0])} to {spell(self.rates[-1])} made the loss fall{end}; {why}"
         start, low = statistics.fmean(one for one in self.losses[:10] if math.isfinite(one)), smoothed(self.losses)[at]
         word = {"": "", "at once": f"; it falls already at the lowest, try low={spell(self.rates[0] / 1000)}",
                 "still falling": f"; it still falls there, try high={spell(self.rates[-1] * 100)}"}[odd]
@@ -140,7 +142,8 @@ def find_lr(trainer: Trainer, low: float = 1e-7, high: float = 10.0, steps: int 
     rates, losses = [*map(short, rates[:len(losses)])], [*map(short, losses)]
     at, _ = lowest([math.nan if one is None else one for one in losses])
     found = None if at is None else float(f"{rates[at] / 2:.2g}")
-    return Rates({"rates": rates, "losses": losses, "suggestion": found, "usual": trainer.config.training.lr})
+    return Rates({"rates": rates, "losses": losses, "suggestion": found, "usual": trainer.config.training.lr,
+                  "step": trainer.step})
 
 
 def _is_over(losses: list[float], trainer: Trainer) -> bool:

@@ -20,7 +20,7 @@ from .lock import read_small
 from .optim import Update
 from .pickled import shown
 from .registry import build, calls_in, find
-from .run import Run, RunError, branch_points, find_run
+from .run import Run, RunError, branch_points, find_run, runs, tidy
 from .schema import spell_short
 from .source import ConfigError, near
 from .stepfolder import (Checkpoint, describe, read_latest, read_manifest, read_step, step_of,
@@ -30,8 +30,8 @@ from .trust import check_trust
 from .weights import load_weights
 
 # %% auto #0
-__all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'pointer_words', 'Found', 'select', 'places', 'listing',
-           'load_checkpoint', 'load_model', 'drift', 'take_over']
+__all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'pointer_words', 'Found', 'select', 'places', 'listing', 'stage_named',
+           'handed_over', 'made_from', 'load_checkpoint', 'load_model', 'drift', 'take_over']
 
 # %% ../nbs/29_load.ipynb #c5f42557
 # Map of this module, top to bottom:
@@ -39,6 +39,7 @@ __all__ = ['Word', 'read_word', 'pick', 'read_pointer', 'pointer_words', 'Found'
 #   pick                 that one of a stage folder
 #   Found, select        a name, anywhere, → a step folder or a file of somebody else
 #   places, listing      the stage folders of a run, and what each holds
+#   stage_named, handed_over, made_from    what a stage's init_from names: another stage, in this run or an earlier one
 #   load_checkpoint      any name, any file → a Checkpoint
 #   load_model           the model, built and filled
 #   drift, take_over     what is other now; what another program's checkpoint gives
@@ -240,6 +241,39 @@ def listing(folder: str | Path) -> list[dict]:
         except FileNotFoundError: continue  # pruned while we looked
         rows.append({"path": path, "step": step, "facts": facts, "bytes": size, "why": why, "damage": damage})
     return rows
+
+# %% ../nbs/29_load.ipynb #de167218
+def stage_named(config: Config, word: str | None) -> tuple[str, str]:
+    "The stage of this config that a word names, as coarse, coarse@latest, best_coarse.pth, and which checkpoint of it."
+    stage, _, which = (word or "").partition("@")
+    names = config.whole.stage_names if config.whole.has_stages else []
+    if stage not in names and word and not Path(word).exists() and (told := read_word(word)): stage, which = told.stage, word
+    if stage not in names: return "", ""
+    if which and not read_word(which):
+        raise CheckpointError(f"init_from  {word}: {which} is no checkpoint's name; there are latest, best, final, 1200, epoch 5")
+    return stage, which
+
+
+def handed_over(stage: str, which: str, among: Iterable[Run]) -> Path | None:
+    "Of the first of these runs that has the stage: its best, or the checkpoint that is asked for."
+    folder = next((run.folder/stage for run in among if steps(run.folder/stage)), None)
+    if folder is None: return None
+    return select(which or ("best" if read_pointer(folder, "best") is not None else "latest"), within=folder).path
+
+
+def made_from(config: Config) -> list[Run]:
+    "The runs below its root that were made from this config, the newest first."
+    mine, name = config.file, re.escape(config.run.name or tidy(config.whole.name))
+    def is_same(run: Run) -> bool:
+        theirs = run.info.get("config")
+        if not (mine and isinstance(theirs, dict)): return bool(re.match(name + r"-\d{8}-\d{6}", run.name))
+        return _typed(mine["file"]) == _typed(str(theirs.get("file")), str(run.info.get("cwd", "")))
+    return [run for run in reversed(runs(Path(config.run.root).expanduser())) if is_same(run)]
+
+
+def _typed(file: str, cwd: str = "") -> str:
+    "A file as it is called in a folder, however it was typed there."
+    return os.path.relpath(os.path.join(cwd, file), cwd)
 
 # %% ../nbs/29_load.ipynb #509466c3
 def load_checkpoint(name: str | Path | int, only: Iterable[str] | None = None, allow: Iterable[str] = (),

@@ -9,7 +9,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import dropwhile
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from .cells import changed_code, hash_of, keep_code, own_code, use_code
@@ -21,18 +23,20 @@ from .load import load_checkpoint, select
 from .lock import write_whole
 from .registry import find
 from .run import Run, RunError, find_run, git_state, tidy, versions
+from .schema import duration
 from .source import ConfigError, dotted, spell
 from .stages import BaseTrainer, check_handover, create_trainer, held, stage_state, train_stages
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
+from .weights import WeightsError
 from .words import safe
 
 # %% auto #0
-__all__ = ['resume', 'branch', 'launch_branch', 'resume_or_begin', 'trained', 'rebuilt', 'changes_since']
+__all__ = ['resume', 'further', 'branch', 'launch_branch', 'resume_or_begin', 'trained', 'rebuilt', 'changes_since']
 
 # %% ../nbs/47_onward.ipynb #38cabb8e
 # Map of this module, top to bottom:
-#   resume              a run, or a checkpoint in it
+#   resume, further     a run, or a checkpoint in it; the words that go on with a run
 #   branch, launch_branch    a new run from a checkpoint of another; in a process of its own
 #   resume_or_begin     a config, and a checkpoint that may be of another training
 #   trained, rebuilt    the system of a checkpoint, to evaluate and predict with; that of a stage, as its config makes it
@@ -59,13 +63,27 @@ def resume(name: str | Path | Run, changes: Iterable[str] = (), allow_drift: boo
         if left: _check_drift(run, allow_drift, quiet)
         if changes: _tell_changes(run, left, changes)
         if left: train_stages(run.config, run, left, quiet=quiet, allow_drift=allow_drift)
-    others = [stage for stage in _from(config, run.parent) if stage_state(run, stage) == "new"]
-    if others and not run.left():
-        print(safe(f"{run.folder} has finished what was asked for; {others[0]} too: trainbook train {run.folder}/config.yaml "
-                   f"--stage {others[0]} --save_dir {run.folder}"))
+    if not run.left() and (other := _unasked(run)):
+        print(safe(f"{run.folder} has finished what was asked for; {other} too: trainbook {further(run)}"))
     elif not left:
         print(safe(f"{run.folder} has finished. To go on from any of its checkpoints: trainbook branch {run.folder}@best"))
     return run
+
+
+def _unasked(run: Run) -> str | None:
+    "The first stage that nobody has asked for yet; what lies before its first one, the run has from elsewhere."
+    is_new = lambda stage: stage_state(run, stage) == "new"
+    return next(filter(is_new, dropwhile(is_new, _from(run.config, run.parent))), None)
+
+
+def further(run: Run) -> str:
+    "The words of a command that goes on with a run: with what is left, with a stage that nobody has asked for, or for longer."
+    folder, there = quote(str(run.folder)), [stage.training for stage in run.config.stages if steps(run.folder/stage.stage_name)]
+    if run.left() or not there: return f"resume {folder}"
+    if stage := _unasked(run): return f"train {quote(f'{run.folder}/config.yaml')} --stage {stage} --save_dir {folder}"
+    end, early = duration(there[-1].epochs), there[-1].early_stopping
+    longer = f"{2 * end.amount:.10g}" + {"epochs": "", "steps": " steps", "seconds": " s"}[end.unit]
+    return f"branch {folder}{'@best training.early_stopping=false' * early} {quote(f'training.epochs={longer}')}"
 
 
 def _check_found(run: Run, stages: list[str], but: str = "") -> None:
@@ -204,10 +222,24 @@ def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None
     first = config.stage(next(iter(only or ([stage] if stage in config.stage_names else config.stage_names))))
     other = _other_than(first, found) if run else ["it lies in no run"]
     if not other: return _same(config, run, stage, name, how)
+    if not run and (done := _taken_over(config, first.stage_name, found.path, only, how.get("quiet", False))): return done
     why = ", ".join(other[:4])
     if not how.get("quiet"): print(f"{name} is of another training ({why}); its weights are what this one begins with")
     words = {"init_from": str(found.path), "allow": ["*"]}
     return train_stages(config.merge(words, first.stage_name), only=only, quiet=how.get("quiet", False))
+
+
+def _taken_over(config: Config, stage: str, path: Path, only: list[str], quiet: bool) -> Run | None:
+    """Goes on with the checkpoint of another program: its weights, its optimizer, the epoch that it tells. None if it has
+    weights alone, or those of another model."""
+    old = load_checkpoint(path, quiet=True).state
+    if "optimizer" not in old or "trainer" in old: return None
+    config, names = config.merge({"init_from": str(path)}, stage), config.stage_names
+    try: trainer = create_trainer(config.stage(stage), quiet=quiet).resume_from_checkpoint(path)
+    except WeightsError: return None
+    trainer.asked = only or names[names.index(stage):]
+    trainer.train()
+    return trainer.run if trainer.halt else train_stages(config, trainer.run, trainer.asked, quiet)
 
 
 def _other_than(first: Config, found: Checkpoint) -> list[str]:

@@ -187,7 +187,9 @@ def postmortem(trainer: Trainer) -> None:
         error.add_note(line)
         Console(trainer.console.file, quiet=True).line(line)
         trainer.row("message", text=line)
-    if record: _save(record.run, found, str(error))
+    try:
+        if record: _save(record.run, found, str(error))
+    except OSError as late: error.add_note(f"but step {at.number:,} could not be saved: {late}")
 
 
 def _latched(trainer: Trainer) -> bool:

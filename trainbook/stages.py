@@ -22,7 +22,7 @@ from .device import aside, mix, pick_device, pick_precision
 from .events import GivenUp
 from .extract import Computing
 from .layers import nested
-from .load import load_checkpoint, read_pointer, read_word, select
+from .load import handed_over, load_checkpoint, made_from, select, stage_named
 from .lock import Lock, make_folder, write_whole
 from .loggers import Recorded
 from .metrics import Task, outputs_and_targets
@@ -66,8 +66,7 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
     if odd := [one for one in config.keep if one not in _KEEP]:
         raise ConfigError(f"{config.place('keep')}  keep  {', '.join(odd)}: expected some of {', '.join(_KEEP)}")
     if "model" not in config.keep:
-        raise ConfigError(f"{config.place('keep')}  keep  has no model; what a stage begins with is its weights: [model], or "
-                          "[model, optimizer]")
+        raise ConfigError(f"{config.place('keep')}  keep  expected [model], or [model, optimizer]: a stage begins with weights")
     try: path = _begins_at(config, word, run)
     except CheckpointError as error:
         if config.optional: return None
@@ -77,27 +76,20 @@ def start_of(config: Config, run: Run | None) -> Checkpoint | None:
     return load_checkpoint(path, only=config.keep, quiet=True)
 
 
-def _stage_in(config: Config, word: str | None) -> tuple[str, str]:
-    "The stage of this config that a word names, as coarse, coarse@latest, best_coarse.pth, and which checkpoint of it."
-    stage, sign, which = (word or "").partition("@")
-    names = config.whole.stage_names if config.whole.has_stages else []
-    if stage not in names and word and not Path(word).exists() and (told := read_word(word)): stage, which = told.stage, word
-    if stage not in names: return "", ""
-    if which and not read_word(which):
-        raise CheckpointError(f"init_from  {word}: {which} is no checkpoint's name; there are latest, best, final, 1200, epoch 5")
-    return stage, which
-
-
 def _begins_at(config: Config, word: str, run: Run | None) -> Path:
-    stage, which = _stage_in(config, word)
+    stage, which = stage_named(config, word)
     if not stage: return select(word, within=run.folder if run and not Path(word).is_file() else None).path
-    for one in [run, *run.ancestors()] if run else ():
-        if not steps(one.folder/stage): continue
-        best = which or ("best" if read_pointer(one.folder/stage, "best") is not None else "latest")
-        return select(best, within=one.folder/stage).path
+    names = config.whole.stage_names
+    if stage in names[names.index(config.stage_name):]:
+        raise ConfigError(f"{config.place('init_from')}  init_from  {word}: {stage} does not come before {config.stage_name}")
+    if found := handed_over(stage, which, [*_lived_in(run), *made_from(config)]): return found
     where = f"has no checkpoint in {run.folder}" if run else "has not been trained in this run"
-    raise CheckpointError(f"{word}: stage {stage} {where}; train it first, or name what to begin with: "
-                          f"RUN/{stage}@best, or a file")
+    raise CheckpointError(f"{word}: stage {stage} {where}; train it first, or begin with RUN/{stage}@best, or with a file")
+
+
+def _lived_in(run: Run | None) -> list[Run]:
+    "A run, and those that it branched from."
+    return [run, *run.ancestors()] if run else []
 
 
 def branched_at(run: Run, stage: str) -> Path | None:
@@ -126,9 +118,8 @@ def check_computes(config: Config) -> None:
 def output_of(config: Config, stage: str, run: Run | None) -> Path:
     "The file that an extraction of this run has written."
     name = output_name(config.whole.stage(stage))
-    found = [one.folder/stage/name for one in ([run, *run.ancestors()] if run else ())]
-    there = next((path for path in found if path.is_file()), None)
-    if there: return there
+    found = [one.folder/stage/name for one in _lived_in(run)]
+    if there := next((path for path in found if path.is_file()), None): return there
     raise ConfigError(f"${{stages.{stage}.output}}  is not there yet{f': {found[0]}' if found else ''}; stage {stage} writes it")
 
 
@@ -187,6 +178,11 @@ class BaseTrainer(Computing, Trainer):
         return (config.merge({"system": home}), given) if found is kind else (config, [f"class {kind.__qualname__}", *given])
 
     # --- how its parts are made -------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        "ConfigError for data that it cannot have. Each stage is asked before the first one trains."
+        if cls.build_data is BaseTrainer.build_data and (lines := wrong_arguments("data", config)): raise ConfigError(*lines)
 
     def build_model(self, config: Config) -> torch.nn.Module:
         "The model; of the registry, by the config's section model."
@@ -250,8 +246,11 @@ class BaseTrainer(Computing, Trainer):
             try: self.updates[""].adopt(found.state["optimizer"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"keep  the optimizer does not fit: that of {found.path}: {error}; keep: [model]") from None
-        self.begins = str(found.path)
-        self.console.line(f"{self.stage} begins with {found.path}: {match!r}")
+        self.begins, said, before = str(found.path), "", stage_named(config, config.init_from)[0]
+        if before and found.path.parent.parent not in [one.folder for one in _lived_in(run)]:
+            self._asks = self._asks.merge({"init_from": self.begins})  # a newer run is not taken when this one goes on
+            said = f", of the newest run of this config that has {before} (another: --init_from RUN/{before}@best)"
+        self.console.line(f"{self.stage} begins with {found.path}{said}: {match!r}")
 
     # --- its life ---------------------------------------------------------------------------------
 
@@ -348,8 +347,7 @@ def system_of(name: str) -> type[BaseTrainer]:
 
 def config_of(system: str, words: Iterable[str] = ()) -> Config:
     "The config of a system by its name, which brings its own; with the words of a command line."
-    values = dict(system_of(system).defaults)
-    return Config.from_dict(values | {"system": system}, system, words)
+    return Config.from_dict({**system_of(system).defaults, "system": system}, system, words)
 
 # %% ../nbs/40_stages.ipynb #2ee0f1c6
 def check_handover(config: Config, names: Iterable[str], run: Run | None = None) -> dict[str, Match]:
@@ -360,14 +358,15 @@ def check_handover(config: Config, names: Iterable[str], run: Run | None = None)
     for name in names:
         stage = config.stage(name)
         check_computes(stage)
-        before, _ = _stage_in(stage, stage.init_from)
+        before, _ = stage_named(stage, stage.init_from)
         read = {one.split(".")[1]: "extract" for value in stage.leaves().values() for one in references(value)}
         for one, kind in [*read.items(), *([(before, "train")] if before else [])]:
             if (is_kind := config.stage(one).kind) != kind:
                 raise ConfigError(f"stages.{name}  reads what {one} has not, its kind is {is_kind}; it needs one of kind {kind}")
         begun = run is not None and bool(steps(run.folder/name) or branched_at(run, name))
         done = run is not None and stage_state(run, name) == "finished"
-        if not done and _system(stage).build_data is BaseTrainer.build_data: lines += wrong_arguments("data", stage)
+        try: done or _system(stage).check(stage)
+        except ConfigError as error: lines += error.lines
         other = start_of(stage, run) if stage.init_from and before not in names and not begun else None
         if (model := _model_of(stage)) is None: continue
         models[name] = model
@@ -399,7 +398,7 @@ def train_stages(config: Config | Mapping | str | Path, run: Run | None = None, 
     run = run or run_of(config.stage(names[0]), [])
     if len(names) > 1:
         for name, match in check_handover(config, names, run).items():
-            if not quiet: print(f"{config.stage(name).init_from} → {name}: {match!r}")
+            if not quiet: print(f"{config.stage(name).init_from} → {name}: {match!r}".partition("\n")[0])
     with held(run or Run.create(config), new=run is None) as run:
         for name in names:
             if stage_state(run, name) == "finished": continue
@@ -415,6 +414,7 @@ def held(run: Run, new: bool = False) -> Iterator[Run]:
     "The run is ours from here to the end, between two stages too. A new one that fails before its first row has not been."
     with Lock(run.folder, lends=True):
         try: yield run
-        except BaseException:
+        except BaseException as error:
             if new: run.undo()
+            if isinstance(error, SystemExit): error.run = run  # who was interrupted is told how to go on
             raise

@@ -186,7 +186,7 @@ def check_room(folder: str | Path, needed: int) -> None:
     free = about.f_bavail * about.f_frsize
     if free < needed + (1 << 20):
         raise OSError(errno.ENOSPC, f"no room for a checkpoint: it takes {needed / 1e6:.3g} MB, "
-                                    f"{free / 1e6:.3g} MB are free", str(folder))
+                                    f"{free / 1e6:.3g} MB are free, and 1.05 MB stay free", str(folder))
 
 
 _SELF, _LONGEST_MANIFEST = b',\n "self": "', 200 << 20
