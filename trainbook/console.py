@@ -325,9 +325,11 @@ class History:
         for axes, names in zip(figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels):
             colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(bare[name] for name in names))}
             for name in names:
-                measured = name.startswith("val_")
-                axes.plot(*self.curve[name], label=name if measured else f"train_{name}", color=colours[bare[name]],
-                          linewidth=1.2, marker="o" if measured else None, markersize=3, alpha=1 if measured else 0.6)
+                measured, crowd = name.startswith("val_"), len(names) > 6 and bare[name] in self.curve
+                label = name if measured else f"train_{name}"
+                if crowd: label = None if measured else f"{name} (dots: val)"
+                axes.plot(*self.curve[name], label=label, color=colours[bare[name]], linewidth=1.2,
+                          marker="o" if measured else None, markersize=3, alpha=1 if measured else 0.6)
             axes.set_xlabel("step")
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)

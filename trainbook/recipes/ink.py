@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import Dataset
 
 from ..config import Config
+from ..console import from_here
 from ..device import aside
 from ..events import Callback
 from ..order import phases_of
@@ -333,6 +334,7 @@ class Samples(Callback):
 
     def fit_end(self, trainer: Any) -> None:
         if self.board is not None: self.board.close()
+        if self.batch: trainer.console.line(f"pictures of samples: {from_here(trainer.run.folder/trainer.stage/'samples')}")
 
 
 class InkTrainer(BaseTrainer):
