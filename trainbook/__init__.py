@@ -25,6 +25,7 @@ The page number is the layer; a module imports only from pages before its own.
                   culprit  replay                              where it became no number, and that step again
                   readings  diagnostics                        all of that, judged and shown
                   cli                                          the command line
+    recipes       recipes.ink  recipes.ink_strokes             whole trainings of real systems
 
 Start with `Trainer`; the pages are in nbs/, in reading order.
 """
