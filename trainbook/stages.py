@@ -16,7 +16,7 @@ import torch
 
 from .cells import keep_code, own_code
 from .config import Config, references
-from .console import spell_row
+from .console import from_here, spell_row
 from .data import keyed
 from .device import aside, mix, pick_device, pick_precision
 from .events import GivenUp
@@ -250,7 +250,7 @@ class BaseTrainer(Computing, Trainer):
         if before and found.path.parent.parent not in [one.folder for one in _lived_in(run)]:
             self._asks = self._asks.merge({"init_from": self.begins})  # a newer run is not taken when this one goes on
             said = f", of the newest run of this config that has {before} (another: --init_from RUN/{before}@best)"
-        self.console.line(f"{self.stage} begins with {found.path}{said}: {match!r}")
+        self.console.line(f"{self.stage} begins with {from_here(found.path)}{said}: {match!r}")
 
     # --- its life ---------------------------------------------------------------------------------
 
