@@ -1,7 +1,10 @@
 """Lives of trainings for test_resume.py: each recipe is a training that is made the same way in every life, and a server forks cheap processes for them."""
+import importlib
 import io
+import itertools
 import json
 import os
+import pkgutil
 import random
 import signal
 import struct
@@ -18,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from trainbook import checkpoint, run
+from trainbook.cli import main
 from trainbook.events import Callback, Paused
 from trainbook.metrics import deciding_metric
 from trainbook.run import Run, versions
@@ -280,6 +284,16 @@ def live(folder: str, recipe: str, life: int = 0, die: tuple[str, int] | None = 
     leave_end(trainer, folder)
 
 
+def live_words(folder: str, words: list[str], die: tuple[str, int] | None = None, **_) -> None:
+    "A command line, in that folder; `die` is a function, and at which of its calls."
+    os.chdir(folder)
+    if die:
+        home, name = die[0].rsplit(".", 1)
+        real, calls = getattr(pkgutil.resolve_name(home), name), itertools.count(1)
+        setattr(pkgutil.resolve_name(home), name, lambda *args, **named: kill_me() if next(calls) == die[1] else real(*args, **named))
+    raise SystemExit(main(words))
+
+
 def say_and_wait(trainer: Trainer, values: dict) -> None:
     "Tells its own training, and waits for as long as it takes until the inbox is looked into."
     trainer.run.tell("set", **values)
@@ -362,7 +376,7 @@ def _child(order: dict) -> None:
         sys.stdin, sys.stdout, sys.stderr = io.TextIOWrapper(open(0, "rb")), open(1, "w", buffering=1), open(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
-        live(**order)
+        (live_words if "words" in order else live)(**order)
         code = 0
     except SystemExit as end: code = end.code
     except BaseException: traceback.print_exc()
@@ -390,6 +404,7 @@ def serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order: answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+        elif "import" in order: answer = [importlib.import_module(name).__name__ for name in order["import"]]
         elif not (answer := os.fork()): _child(order)
         print(json.dumps(answer), flush=True)
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from pages import ROOT
 
 from trainbook import Config, Run, RunError, find_run, runs
 from trainbook.ledger import _row_text
@@ -321,16 +320,6 @@ def test_output_that_nobody_reads_is_no_error(here):
 def test_the_two_front_doors_are_the_same(here):
     script = Path(sys.executable).parent/"trainbook"
     assert subprocess.run([script, "--help"], capture_output=True, text=True).stdout == trainbook("--help").stdout != ""
-
-
-def test_first_run_is_killed_resumed_and_names_three_commands(here):
-    done = subprocess.run([sys.executable, ROOT/"tools/first_run.py", ROOT/"configs/first.yaml"], capture_output=True, text=True, check=True)
-    [run], next_lines = runs(), done.stdout.partition("Next:")[2].splitlines()
-    assert len([line for line in next_lines if "trainbook" in line]) == 3
-    assert "was killed (signal 9)" in done.stdout and "epoch 12/12" in done.stdout and "right on" in done.stdout
-    told = Run(run.folder).story()
-    assert [row["event"] for row in told.rows if row["event"] in ("start", "resume", "end")] == ["start", "resume", "end"]
-    assert [row["epoch"] for row in told.of("epoch")] == list(range(1, 13))
 
 
 def test_busy_is_exit_code_one(here):

@@ -112,10 +112,10 @@ def start(*words, **more) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "trainbook", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, **more)
 
 
-def came_to(folder: Path) -> dict:
+def came_to(folder: Path, stages=("coarse", "fine")) -> dict:
     "All that a run came to, to be compared: each stage's last state bit by bit, the file of the extraction, the rows."
     found = {}
-    for stage in ("coarse", "fine"):
+    for stage in stages:
         checkpoint = load_checkpoint(folder/stage, quiet=True)
         tree, tensors = split({name: value for name, value in checkpoint.state.items()})
         found[stage] = json.dumps(tree, sort_keys=True, default=str), {name: (one.dtype, one.numpy(force=True).tobytes()) for name, one in tensors.items()}

@@ -143,7 +143,7 @@ class _Indexed:
     "A DataLoader over a dataset with indices."
 
     def __init__(self, loader: DataLoader, seed: int, per: str):
-        self.loader, self.seed, self.per = loader, seed, per
+        self.loader, self.seed, self.per = loader, seed, "sample" if hasattr(loader.dataset, "from_keys") else per
         self.sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         if length_of(self.sampler) is None:
             inner = getattr(self.sampler, "sampler", self.sampler)
@@ -409,4 +409,5 @@ def keyed_by_name(source: Any, config: Config, use: str) -> dict[str, KeyedLoade
     many = source if isinstance(source, Mapping) else {} if source is None else {"": source}
     if odd := [name for name in many if many is source and not re.fullmatch(r"\w+", str(name))]:
         raise ConfigError(f"{use}_loader  {odd[0]!r} is no name: letters, digits and _, as its metrics are {use}_NAME_loss")
-    return {str(name): keyed(one, config, use) for name, one in many.items()}
+    as_in_training = {"val": mix(config.training.seed, 1)}  # what is made from keys is the same then
+    return {str(name): keyed(one, config, use, seed=as_in_training.get(name)) for name, one in many.items()}

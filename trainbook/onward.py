@@ -235,9 +235,12 @@ def _taken_over(config: Config, stage: str, path: Path, only: list[str], quiet: 
     old = load_checkpoint(path, quiet=True).state
     if "optimizer" not in old or "trainer" in old: return None
     config, names = config.merge({"init_from": str(path)}, stage), config.stage_names
-    try: trainer = create_trainer(config.stage(stage), quiet=quiet).resume_from_checkpoint(path)
+    asked = only or names[names.index(stage):]
+    try:
+        if len(asked) > 1: check_handover(config, asked)
+        trainer = create_trainer(config.stage(stage), quiet=quiet).resume_from_checkpoint(path)
     except WeightsError: return None
-    trainer.asked = only or names[names.index(stage):]
+    trainer.asked = asked
     trainer.train()
     return trainer.run if trainer.halt else train_stages(config, trainer.run, trainer.asked, quiet)
 

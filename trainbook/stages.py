@@ -17,7 +17,7 @@ import torch
 from .cells import keep_code, own_code
 from .config import Config, references
 from .console import from_here, spell_row
-from .data import keyed
+from .data import keyed_by_name
 from .device import aside, mix, pick_device, pick_precision
 from .events import GivenUp
 from .extract import Computing
@@ -301,8 +301,7 @@ class BaseTrainer(Computing, Trainer):
 
     def _evaluate(self) -> dict[str, float]:
         "Measures on every split; the numbers are a row of the log and a small file."
-        found = {}
-        for split, data in self.splits.items(): found |= self._evaluated(split, {"": keyed(data, self.config, "test")})
+        found = self._evaluated("", keyed_by_name(self.splits, self.config, "test"))
         self.row("eval", **found)
         make_folder(self.run.folder/self.stage)
         write_whole(self.run.folder/self.stage/"metrics.json", json.dumps(found, indent=1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from ..console import from_here
 from ..device import aside
 from ..events import Callback
 from ..order import phases_of
-from .ink_strokes import Stored, StrokeScores, Strokes, picture
+from .ink_strokes import Stored, StrokeScores, Strokes, check_whole, picture
 from ..registry import build
-from ..source import ConfigError
+from ..source import ConfigError, spell
 from ..stages import BaseTrainer
 
 # %% auto #0
@@ -237,11 +238,14 @@ class UnifiedModel(nn.Module):
     def __init__(self, img_size: int = 64, embed_dim: int = 128, num_layers: int = 4, num_heads: int = 4, channels: int = 32,
                  dropout: float = 0.1, full_heads: bool = True, use_skips: bool = True):
         super().__init__()
+        for key, value in ("num_layers", num_layers), ("num_heads", num_heads):
+            check_whole(f"model.{key}", value, range(1, 1000), "1 or more")
+        if isinstance(dropout, str) or not 0 <= dropout < 1:
+            raise ConfigError(f"model.dropout  expected a share, at least 0 and below 1, found {spell(dropout)}")
         for key, value, unit, why in (("data.img_size", img_size, 8, "it is halved three times"),
                                       ("model.embed_dim", embed_dim, num_heads, "each head has its part"),
                                       ("model.channels", channels, 4, "each head of the shortcuts has its part")):
-            if not isinstance(value, int) or value < unit or value % unit:
-                raise ConfigError(f"{key}  expected a multiple of {unit}, found {value}: {why}")
+            check_whole(key, value, range(unit, 2**16, unit), f"a multiple of {unit} ({why})")
         self.use_skips, self.encoder = use_skips, StrokeEncoder(img_size, embed_dim, num_layers, num_heads, channels, dropout)
         self.decoder = UniversalDecoder(embed_dim, channels, full_heads)
 
@@ -297,9 +301,11 @@ def ink_data(img_size: int = 64, epoch_length: int = 10_000, val_length: int = 1
              data_path: str | None = None, mask_ratio: float = 0.6, mask_block: int = 8) -> dict[str, Dataset]:
     "Strokes to train on and to validate with: made up, or train.npz and val.npz in a folder."
     if not isinstance(mask_ratio, (int, float)) or not 0 <= mask_ratio < 1:
-        raise ConfigError(f"data.mask_ratio  expected a share of the picture, at least 0 and below 1, found {mask_ratio}")
-    if not isinstance(mask_block, int) or mask_block < 1 or img_size % mask_block:
-        raise ConfigError(f"data.mask_block  expected a size that divides img_size {img_size}, found {mask_block}")
+        raise ConfigError(f"data.mask_ratio  expected a share of the picture, at least 0 and below 1, found {spell(mask_ratio)}")
+    check_whole("data.img_size", img_size, range(16, 4097, 8), "a multiple of 8 from 16 on (it is halved three times)")
+    check_whole("data.val_length", val_length, range(1, 2**31), "1 or more samples")
+    if type(mask_block) is not int or mask_block < 1 or img_size % mask_block:
+        raise ConfigError(f"data.mask_block  expected a size that divides img_size {img_size}, found {spell(mask_block)}")
     lengths = {"train": epoch_length, "val": val_length}
     if not data_path: return {name: Strokes(length, difficulty, img_size) for name, length in lengths.items()}
     files = {name: Path(data_path).expanduser()/f"{name}.npz" for name in lengths}
@@ -315,16 +321,16 @@ class Samples(Callback):
     def eval_end(self, trainer: Any) -> None:
         if not trainer.run: return
         if self.batch is None:
-            batch = next(iter(trainer.val_loader.batches(0)))[1]
-            self.batch = {name: one[:self.count].cpu() for name, one in batch.items()}
+            with aside(trainer.seed), closing(trainer.val_loader.batches(0)) as batches:  # they draw as well
+                self.batch = {name: one[:self.count].cpu() for name, one in next(batches)[1].items()}
             with aside(trainer.seed): self.seen = trainer.seen(self.batch)
         figure = picture(self.batch, trainer.predict([{"image": self.seen}])[0], self.seen, self.count)
         folder = trainer.run.folder/trainer.stage/"samples"
         try:
             folder.mkdir(exist_ok=True, parents=True)
             figure.savefig(folder/f"step-{trainer.step:08}.png", dpi=80)
+            if find_spec("tensorboard"): self._show(figure, trainer)
         except OSError as error: trainer.console.line(f"no picture of samples: {error}")  # training is worth more
-        if find_spec("tensorboard"): self._show(figure, trainer)
 
     def _show(self, figure: Any, trainer: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -333,7 +339,8 @@ class Samples(Callback):
         self.board.flush()
 
     def fit_end(self, trainer: Any) -> None:
-        if self.board is not None: self.board.close()
+        with suppress(OSError):
+            if self.board is not None: self.board.close()
         if self.batch: trainer.console.line(f"pictures of samples: {from_here(trainer.run.folder/trainer.stage/'samples')}")
 
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..device import mix
-from ..source import ConfigError
+from ..source import ConfigError, spell
 
 # %% auto #0
-__all__ = ['MAPS', 'DIFFICULTIES', 'uniforms', 'curves', 'draw', 'Strokes', 'save_strokes', 'Stored', 'StrokeScores', 'decode',
-           'picture', 'thinned']
+__all__ = ['MAPS', 'DIFFICULTIES', 'uniforms', 'curves', 'draw', 'check_whole', 'Strokes', 'save_strokes', 'Stored',
+           'StrokeScores', 'decode', 'picture', 'thinned']
 
 # %% ../../nbs/recipes/52_ink_strokes.ipynb #5a2e3fe3
 # Map of this module, top to bottom:
@@ -150,15 +150,20 @@ def _mark(maps: numpy.ndarray, points: numpy.ndarray, sample: numpy.ndarray, fir
     numpy.maximum.at(maps.reshape(-1), where[on], (bell + 0 * where)[on].astype(numpy.float32))
 
 # %% ../../nbs/recipes/52_ink_strokes.ipynb #60515b41
+def check_whole(key: str, value: Any, allowed: range, expected: str) -> None:
+    "ConfigError if a value is none of these numbers; 1.5, ten and true are none."
+    if type(value) is not int or value not in allowed: raise ConfigError(f"{key}  expected {expected}, found {spell(value)}")
+
+
 class Strokes(Dataset):
     "Strokes that nobody has drawn: so many samples an epoch, each from a key that the loader gives."
 
     def __init__(self, length: int = 10_000, difficulty: int = 2, size: int = 64):
-        if length not in range(1, 2**31): raise ConfigError(f"data.epoch_length  expected 1 or more samples, found {length}")
-        if difficulty not in range(len(DIFFICULTIES)):
-            raise ConfigError(f"data.difficulty  expected a whole number from 0 to {len(DIFFICULTIES) - 1}, found {difficulty}")
-        if size not in range(16, 4097): raise ConfigError(f"data.img_size  expected 16 or more pixels, found {size}")
-        self.length, self.difficulty, self.size = length, int(difficulty), size
+        check_whole("data.epoch_length", length, range(1, 2**31), "1 or more samples")
+        levels = range(len(DIFFICULTIES))
+        check_whole("data.difficulty", difficulty, levels, f"a whole number from 0 to {levels[-1]}")
+        check_whole("data.img_size", size, range(16, 4097), "16 or more pixels")
+        self.length, self.difficulty, self.size = length, difficulty, size
         self.chosen = f"difficulty {difficulty}, {size} × {size}"  # a resume with others is refused
 
     def __len__(self) -> int: return self.length
@@ -193,7 +198,7 @@ class Stored(Dataset):
     def __init__(self, file: str | Path, size: int = 64):
         self.file, self.chosen = Path(file), f"{file}"
         try:
-            with numpy.load(self.file, allow_pickle=False) as found:
+            with self.file.open("rb") as opened, numpy.load(opened, allow_pickle=False) as found:
                 self.maps = {name: found[name] for name in MAPS if name in found}
         except FileNotFoundError:
             raise ConfigError(f"data.data_path  there is no {file}; save_strokes(file, count) makes one") from None
@@ -264,7 +269,7 @@ def picture(truth: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
     figure = Figure(figsize=(1.5 * count + 0.4, 1.5 * len(rows)), layout="constrained")
     for line, (name, maps) in zip(figure.subplots(len(rows), count, squeeze=False), rows):
         for number, ax in enumerate(line):
-            if not isinstance(maps, Mapping): ax.imshow(maps[number, 0].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            if not isinstance(maps, Mapping): ax.imshow(maps[number, 0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
             else:
                 one = {key: values[number:number + 1].detach().float().cpu() for key, values in maps.items()}
                 ax.imshow(_in_colour(one))
