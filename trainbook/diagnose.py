@@ -220,9 +220,9 @@ def _frozen(ex: Examination) -> Iterator[Finding]:
 
 def _gradients(ex: Examination) -> Iterator[Finding]:
     "One for each weight, of about one size."
-    sizes = {name: one for name, one in ex.trainer.model.named_parameters()}
+    sizes, idle = dict(ex.trainer.model.named_parameters()), getattr(ex.trainer, "idle", ())
     if not all(map(math.isfinite, ex.seen.grads.values())): return  # another check says it
-    none = [name for name, grad in ex.seen.grads.items() if not grad and sizes[name].dim() > 1]
+    none = [name for name, grad in ex.seen.grads.items() if not grad and sizes[name].dim() > 1 and not name.startswith(idle)]
     if none:
         share = sum(sizes[name].numel() for name in none) / sum(sizes[name].numel() for name in ex.seen.grads)
         yield Finding("gradients", 0.3 + 0.6 * (share > 0.1), f"no gradient reaches {few(none)}: {share:.0%} of what shall learn",

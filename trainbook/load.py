@@ -267,6 +267,8 @@ def made_from(config: Config) -> list[Run]:
     def is_same(run: Run) -> bool:
         theirs = run.info.get("config")
         if not (mine and isinstance(theirs, dict)): return bool(re.match(name + r"-\d{8}-\d{6}", run.name))
+        there = Path(str(run.info.get("cwd", "")), str(theirs.get("file")))
+        if there.exists(): return there.resolve() == Path(mine["file"]).resolve()  # else its project was moved
         return _typed(mine["file"]) == _typed(str(theirs.get("file")), str(run.info.get("cwd", "")))
     return [run for run in reversed(runs(Path(config.run.root).expanduser())) if is_same(run)]
 

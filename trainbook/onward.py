@@ -28,7 +28,6 @@ from .source import ConfigError, dotted, spell
 from .stages import BaseTrainer, check_handover, create_trainer, held, stage_state, train_stages
 from .stepfolder import Checkpoint, steps
 from .tensorfile import CheckpointError
-from .weights import WeightsError
 from .words import safe
 
 # %% auto #0
@@ -231,15 +230,13 @@ def resume_or_begin(config: Config, name: str | Path, only: Iterable[str] | None
 
 def _taken_over(config: Config, stage: str, path: Path, only: list[str], quiet: bool) -> Run | None:
     """Goes on with the checkpoint of another program: its weights, its optimizer, the epoch that it tells. None if it has
-    weights alone, or those of another model."""
+    weights alone; WeightsError for those of another model."""
     old = load_checkpoint(path, quiet=True).state
     if "optimizer" not in old or "trainer" in old: return None
     config, names = config.merge({"init_from": str(path)}, stage), config.stage_names
     asked = only or names[names.index(stage):]
-    try:
-        if len(asked) > 1: check_handover(config, asked)
-        trainer = create_trainer(config.stage(stage), quiet=quiet).resume_from_checkpoint(path)
-    except WeightsError: return None
+    if len(asked) > 1: check_handover(config, asked)
+    trainer = create_trainer(config.stage(stage), quiet=quiet).resume_from_checkpoint(path)
     trainer.asked = asked
     trainer.train()
     return trainer.run if trainer.halt else train_stages(config, trainer.run, trainer.asked, quiet)

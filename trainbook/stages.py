@@ -141,6 +141,7 @@ class BaseTrainer(Computing, Trainer):
     batch (training_step, …, of Task). Keys of the config are keywords too."""
     of_stage: str | None = None  # the stage that a subclass is for
     defaults: Mapping = {}       # the config of a system that can be trained by its name alone
+    idle: tuple[str, ...] = ()   # how names of weights begin that have no gradient in this stage, on purpose
 
     def __init__(self, config: Config | Mapping | str | Path | None = None, stage: str | None = None, init_from: Any = None, *,
                  run: Run | bool | None = None, callbacks: Iterable = (), quiet: bool = False, allow_drift: bool = False,
@@ -185,7 +186,7 @@ class BaseTrainer(Computing, Trainer):
         if cls.build_data is BaseTrainer.build_data and (lines := wrong_arguments("data", config)): raise ConfigError(*lines)
 
     def build_model(self, config: Config) -> torch.nn.Module:
-        "The model; of the registry, by the config's section model."
+        "The model; of the registry, by the config's section model. Of the trainer itself nothing is there yet."
         return build("model", config)
 
     def build_data(self, config: Config) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,10 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.conv_reduce, self.conv_expand = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
+        self.fc1, self.fc2 = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.conv_expand(self.conv_reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
 class Residual(nn.Module):
@@ -151,6 +152,7 @@ class Grounding(nn.Module):
 
     def forward(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         def heads(x): return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()  # else it is slow on a CPU
+        high, low = high.contiguous(), low.contiguous()  # else a group norm behind frozen layers crashes on a CPU (torch 2.13)
         asks, there = self.norm_high(high), self.norm_low(low)
         found = F.scaled_dot_product_attention(heads(self.to_q(asks)), heads(self.to_k(there)), heads(self.to_v(there)))
         x = low + self.gamma_attn * self.proj(found.transpose(2, 3).reshape(low.shape))
@@ -204,7 +206,11 @@ class ASPP(nn.Module):
         self.branch5_conv, self.fusion = branch(inside), branch(5 * out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        whole = self.branch5_conv(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
+        whole, (conv, norm, bend) = x.mean((2, 3), keepdim=True), self.branch5_conv
+        whole = conv(whole)  # a single sample has one value for each channel, of which there is no norm but the running one
+        if len(x) == 1: whole = F.batch_norm(whole, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        else: whole = norm(whole)
+        whole = bend(whole).expand(-1, -1, *x.shape[2:])
         return self.fusion(torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x), whole], 1))
 
 
@@ -240,6 +246,7 @@ class UnifiedModel(nn.Module):
         super().__init__()
         for key, value in ("num_layers", num_layers), ("num_heads", num_heads):
             check_whole(f"model.{key}", value, range(1, 1000), "1 or more")
+        if type(full_heads) is not bool: raise ConfigError(f"model.full_heads  expected true or false, found {spell(full_heads)}")
         if isinstance(dropout, str) or not 0 <= dropout < 1:
             raise ConfigError(f"model.dropout  expected a share, at least 0 and below 1, found {spell(dropout)}")
         for key, value, unit, why in (("data.img_size", img_size, 8, "it is halved three times"),
@@ -258,6 +265,8 @@ def fused(model: nn.Module) -> nn.Module:
     for part in list(model.modules()):
         for name, child in part.named_children():
             if isinstance(child, (ConvNorm, RepMixer)): setattr(part, name, child.fused())
+            elif type(child) is nn.Sequential and [type(one) for one in child.children()][:2] == [nn.Conv2d, nn.BatchNorm2d]:
+                child[0], child[1] = fuse_conv_bn_eval(child[0], child[1]), nn.Identity()
     return model
 
 # %% ../../nbs/recipes/52_ink.ipynb #5f86cd64
@@ -308,8 +317,13 @@ def ink_data(img_size: int = 64, epoch_length: int = 10_000, val_length: int = 1
         raise ConfigError(f"data.mask_block  expected a size that divides img_size {img_size}, found {spell(mask_block)}")
     lengths = {"train": epoch_length, "val": val_length}
     if not data_path: return {name: Strokes(length, difficulty, img_size) for name, length in lengths.items()}
-    files = {name: Path(data_path).expanduser()/f"{name}.npz" for name in lengths}
-    return {name: Stored(file, img_size) for name, file in files.items() if name == "train" or file.exists()}
+    files = {name: Path(str(data_path)).expanduser()/f"{name}.npz" for name in lengths}
+    return {name: _stored(file, img_size, file.exists() and file.stat().st_mtime_ns) for name, file in files.items()
+            if name == "train" or file.exists()}
+
+
+@lru_cache(4)
+def _stored(file: Path, size: int, changed: int) -> Stored: return Stored(file, size)  # all stages are asked for it
 
 # %% ../../nbs/recipes/52_ink.ipynb #31da7fcc
 class Samples(Callback):
@@ -330,7 +344,7 @@ class Samples(Callback):
             folder.mkdir(exist_ok=True, parents=True)
             figure.savefig(folder/f"step-{trainer.step:08}.png", dpi=80)
             if find_spec("tensorboard"): self._show(figure, trainer)
-        except OSError as error: trainer.console.line(f"no picture of samples: {error}")  # training is worth more
+        except (OSError, ImportError) as error: trainer.console.line(f"no picture of samples: {error}")  # training is worth more
 
     def _show(self, figure: Any, trainer: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -351,15 +365,21 @@ class InkTrainer(BaseTrainer):
 
     @classmethod
     def check(cls, config: Config) -> None:
+        told = config.training.loss if isinstance(config.training.loss, Mapping) else {}
+        more = [name for name in ("keypoints", "width", "offset") if told.get(name)]
+        if more and not config.model.get("full_heads", True):
+            raise ConfigError(f"{config.place('training.loss')}  training.loss  {config.stage_name} has no head for "
+                              f"{', '.join(more)}; say it in the stage that has: dense")
         phases_of(config.training.curriculum, build("data", config, ink_data)["train"])
 
     def build_model(self, config: Config) -> nn.Module:
         return build("model", config, UnifiedModel, img_size=config.data.get("img_size", 64), use_skips=self.use_skips)
 
     def build_data(self, config: Config) -> dict[str, Dataset]:
+        self.check(config)
         splits, phases = build("data", config, ink_data), config.training.curriculum
         if phases and isinstance(splits["train"], Strokes):  # measured on the last, so that numbers can be compared
-            splits["val"] = splits["val"].phase(phases[max(phases, key=float)])
+            splits["val"] = splits["val"].phase([*phases_of(phases, splits["train"]).values()][-1].difficulty)
         return splits
 
     def build_loss(self, config: Config) -> StrokeLoss | None: return None if config.training.loss else StrokeLoss(**self.weights)
@@ -381,6 +401,7 @@ class InkTrainer(BaseTrainer):
 class StructuralTrainer(InkTrainer):
     "The first stage: lines and directions of strokes that are mostly hidden."
     of_stage, use_skips, weights = "structural", False, {"skeleton": 1, "tangent": 1}
+    idle = "decoder.grounding", "decoder.fusion1_skip", "decoder.fusion2_skip"
 
     def seen(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         "With a share of it hidden."
@@ -390,3 +411,4 @@ class StructuralTrainer(InkTrainer):
 class DenseTrainer(InkTrainer):
     "The second stage: all maps."
     of_stage, weights = "dense", {"skeleton": 10, "tangent": 1, "keypoints": 5, "width": 1, "offset": 1}
+    idle = ("decoder.fusion2_noskip",)

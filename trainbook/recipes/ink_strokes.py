@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ class Strokes(Dataset):
 def save_strokes(file: str | Path, count: int, difficulty: int = 2, size: int = 64, seed: int = 0) -> Path:
     "So many samples in an .npz file, which appears whole or not at all."
     file, made = Path(file), [draw([mix(seed, number)], difficulty, size) for number in range(count)]
-    beside = file.with_name(f".{file.stem}-part.npz")
+    beside = file.with_name(f".{file.stem}-{os.getpid()}.npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         numpy.savez_compressed(beside, **{name: torch.cat([one[name] for one in made]).numpy() for name in MAPS})
         os.replace(beside, file)
@@ -192,11 +194,14 @@ def save_strokes(file: str | Path, count: int, difficulty: int = 2, size: int = 
     return file
 
 
+_BOUNDS = {"tangent": (-1, 1), "offset": (-0.5, 0.5), "width": (0, math.inf)}  # all others are shares
+
+
 class Stored(Dataset):
     "The samples of an .npz file."
 
     def __init__(self, file: str | Path, size: int = 64):
-        self.file, self.chosen = Path(file), f"{file}"
+        self.file = Path(file)
         try:
             with self.file.open("rb") as opened, numpy.load(opened, allow_pickle=False) as found:
                 self.maps = {name: found[name] for name in MAPS if name in found}
@@ -207,12 +212,14 @@ class Stored(Dataset):
         self.length = len(self.maps["image"]) if self.maps["image"].ndim else 0
         if not self.length: raise self._wrong("has no sample")
         for name, values in self.maps.items():
-            shape, bounded = (self.length, MAPS[name], size, size), name in ("image", "skeleton", "keypoints")
+            shape, (low, high) = (self.length, MAPS[name], size, size), _BOUNDS.get(name, (0, 1))
             if values.shape != shape: raise self._wrong(f"{name} has shape {values.shape}, expected {shape} for img_size {size}")
             if values.dtype.kind not in "fiu": raise self._wrong(f"{name} has values of type {values.dtype}, expected numbers")
             if not numpy.isfinite(values).all(): raise self._wrong(f"{name} has values that are not finite")
-            if bounded and (values.min() < 0 or values.max() > 1):
-                raise self._wrong(f"{name} goes from {values.min():g} to {values.max():g}, expected 0 to 1")
+            if values.min() < low - 1e-3 or values.max() > high + 1e-3:
+                raise self._wrong(f"{name} goes from {values.min():g} to {values.max():g}, expected {low:g} to {high:g}")
+        if 0 < self.maps["keypoints"].max() < 1: raise self._wrong("keypoints has no 1: the peak of each is exactly that")
+        self.chosen = f"tiles {zlib.crc32(numpy.ascontiguousarray(self.maps['image'])):08x}"  # a resume with others is refused
 
     def _wrong(self, what: str) -> ConfigError: return ConfigError(f"data.data_path  {self.file}  {what}")
 
