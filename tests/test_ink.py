@@ -26,6 +26,14 @@ SMALL = "data.img_size=16 model.embed_dim=8 model.num_layers=1 model.channels=4 
 STAGES = ("structural", "dense")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _path_is_kept():
+    "A verb in this process puts folders on the path; what other tests are told would be told from there."
+    before = [*sys.path]
+    yield
+    sys.path[:] = before
+
+
 @pytest.fixture
 def here(here):
     shutil.copytree(ROOT/"configs", "configs")
