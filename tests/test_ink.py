@@ -27,11 +27,12 @@ STAGES = ("structural", "dense")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _path_is_kept():
-    "A verb in this process puts folders on the path; what other tests are told would be told from there."
-    before = [*sys.path]
+def _place_is_kept():
+    "Folder and path of this process, which verbs change: other tests are told where things are from there."
+    folder, path = os.getcwd(), [*sys.path]
     yield
-    sys.path[:] = before
+    os.chdir(folder)
+    sys.path[:] = path
 
 
 @pytest.fixture
