@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
 def test_contents(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {f"trainbook/{module_of(page).replace('.', '/')}.py" for page in pages() if module_of(page)}
-    assert names == modules | {f"trainbook/{name}" for name in ("__init__.py", "__main__.py", "_modidx.py", "py.typed")}
+    assert names == modules | {f"trainbook/{name}" for name in ("__init__.py", "__main__.py", "_modidx.py", "py.typed", "recipes/__init__.py")}
 
 
 def test_requirements_are_those_of_the_readme_and_no_tool(wheel):
